@@ -20,8 +20,8 @@ windows in the lower layers and one short window in the rest; memory kept in sel
 change with depth; all under one budget). The arithmetic, for L layers, a budget B and the floor F, is ours:
 
 full
-    Every layer the same cap, B // L: the full-memory reference with an end. State the `cap`; the budget follows
-    from it.
+    Every layer the same cap, B // L: the full-memory reference with an end. State the `cap`; the budget
+    follows from it.
 uniform
     Every layer the same share, B // L. State the budget, the share follows (at one budget it equals `full`).
 two_scale
