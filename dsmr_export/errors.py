@@ -45,3 +45,7 @@ class ParityError(DsmrError):
 
 class TargetError(DsmrError):
     """A device profile that is unknown or not valid."""
+
+
+class TrainingError(DsmrError):
+    """A training run that cannot start, go on, or be resumed."""

@@ -1,0 +1,154 @@
+"""A checkpoint: one folder with `model.safetensors`, `config.json` and `tokenizer.json`. No pickle is ever loaded.
+
+The tensors and keys are fixed so that another trainer can write one; docs/checkpoint.md lists them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dsmr_export import schedule as schedules
+from dsmr_export.errors import CheckpointError, ScheduleError
+from dsmr_export.model.config import ModelConfig
+from dsmr_export.model.network import DSMR
+from dsmr_export.schedule import Schedule
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+FORMAT_VERSION = 1
+DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+DEFAULT = Path(__file__).parent / "default"
+"""The bundled checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint folder. weights: the tensors by name, float32."""
+
+    path: Path
+    config: ModelConfig
+    schedule: Schedule
+    weights: dict[str, torch.Tensor]
+    sha256: str
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER
+
+    def network(self, schedule: Schedule | None = None, dropout: float = 0.0) -> DSMR:
+        """The network under the checkpoint's own schedule or another one: horizons have no weights."""
+        network = DSMR(self.config, (schedule or self.schedule).horizons, dropout)
+        network.load_state_dict(self.weights)
+        return network.eval()
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor that a checkpoint holds ([out, in], as torch Linear)."""
+    with torch.device("meta"):
+        network = DSMR(config, [1] * config.layers)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def load(folder: str | Path | None = None) -> Checkpoint:
+    """Loads and checks a checkpoint folder (default: the bundled one).
+
+    Raises CheckpointError naming the file, tensor, expected and found shape.
+    """
+    path = Path(folder) if folder is not None else DEFAULT
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        if not (path / name).is_file():
+            raise CheckpointError(f"checkpoint {path}: {name} is missing; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}")
+    values = _read_config(path / CONFIG)
+    config = ModelConfig.from_dict(values)
+    try:
+        schedule = schedules.build(values["schedule"], config.layers)
+    except (KeyError, AttributeError, ScheduleError) as error:
+        raise CheckpointError(f"checkpoint {path}: {CONFIG} has no usable schedule: {error}") from error
+    weights = _read_weights(path / WEIGHTS, expected_shapes(config))
+    return Checkpoint(path, config, schedule, weights, sha256_of(path / WEIGHTS))
+
+
+def save(
+    folder: Path, network: DSMR, schedule: Schedule, tokenizer: Path | str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes a checkpoint folder; each file is complete under its final name or not there at all.
+
+    tokenizer: the tokenizer's JSON text, or the path of a file that holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"format_version": FORMAT_VERSION, **network.config.to_dict(), "schedule": str(schedules.explicit(schedule.horizons))}
+    if schedule.text != config["schedule"]:
+        config["schedule_name"] = schedule.text
+    write_json(folder / CONFIG, config)
+    text = tokenizer.read_text() if isinstance(tokenizer, Path) else tokenizer
+    write_atomic(folder / TOKENIZER, text.encode())
+    save_tensors(folder / WEIGHTS, {n: t.detach().to("cpu", dtype).contiguous() for n, t in network.state_dict().items()})
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies the three files of a checkpoint."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        shutil.copyfile(source / name, target / name)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format_version {version}; this version of dsmr-export reads {FORMAT_VERSION}: upgrade it")
+    return values
+
+
+def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not safetensors ({error}): copy or download it again") from error
+    for name, shape in shapes.items():
+        if name not in found:
+            raise CheckpointError(f"{path} lacks tensor {name} {list(shape)}")
+        if tuple(found[name].shape) != shape:
+            raise CheckpointError(f"{path}: tensor {name} should be {list(shape)}, got {list(found[name].shape)}: does config.json belong to it?")
+        if found[name].dtype not in DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} is {found[name].dtype}; write float32, float16 or bfloat16")
+    unknown = sorted(set(found) - set(shapes))
+    if unknown:
+        raise CheckpointError(f"{path} has tensors that this architecture does not know: {', '.join(unknown[:4])}")
+    return {name: tensor.float() for name, tensor in found.items()}

@@ -1,0 +1,231 @@
+"""The network: a decoder-only Transformer whose layers each keep the keys and values of their last `horizon` tokens.
+
+There is one forward definition. What differs between training, the portable graph and the fused graph is how two operations are
+carried out (windowed attention over a state; add and normalize); `model/lowering.py` swaps those two for onnxruntime's fused
+kernels while a `fused` graph is being exported.
+
+Exact windows: the query at absolute position t in a layer with horizon h attends to keys t-h … t, whether they lie in the state or in the
+current segment, so the logits do not depend on how a stream is cut into segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsmr_export.model import lowering
+from dsmr_export.model.config import ModelConfig
+
+LayerState = tuple[Tensor, Tensor]
+"""Keys and values of one layer, [B, kv_heads, M, D] each, keys already rotated."""
+
+
+@dataclass
+class RecurrentState:
+    """What a stream carries between segments.
+
+    layers: one (keys, values) pair a layer, each [B, kv_heads, horizon, D], newest last; rows older than the stream are never read.
+    position: int64 [B], absolute position of each lane's next token.
+    length: int64 [B], tokens each lane has consumed since it was empty.
+    """
+
+    layers: list[LayerState]
+    position: Tensor
+    length: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for pair in self.layers for t in pair)
+
+    def detach(self) -> RecurrentState:
+        return RecurrentState([(k.detach(), v.detach()) for k, v in self.layers], self.position, self.length)
+
+    def reset(self, lanes: Tensor) -> RecurrentState:
+        """The state with the lanes that a bool [B] marks emptied: their old rows stay, but are never read."""
+        return RecurrentState(self.layers, self.position.masked_fill(lanes, 0), self.length.masked_fill(lanes, 0))
+
+
+@dataclass
+class Windows:
+    """What windowed attention needs to know besides the layer: rotary tables and how much of the state is real.
+
+    cos, sin: [B or 1, 1, S, D/2], angles of this segment's absolute positions. past_length: int64 [B], tokens consumed before it.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    past_length: Tensor
+
+
+def rope_tables(position: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., D/2] of angle = position · base^(-2j/D) for int64 positions [...].
+
+    Computed in float64 and cast: a float32 angle at position 10^9 would be off by tens of radians.
+    """
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position.device) / head_dim
+    angle = position.to(torch.float64)[..., None] * base**-exponent
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding by halves (pairs j and j + D/2) of x [B, H, S, D]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def windowed_attention(qkv: Tensor, past: LayerState, windows: Windows, heads: int, horizon: int) -> tuple[Tensor, LayerState]:
+    """Attention of a segment over the state and itself, each query over its own window.
+
+    qkv: [B, S, (heads + 2·kv_heads)·D], all q heads, then k, then v. past: keys, values [B, kv_heads, horizon, D].
+    Returns the attended values [B, S, heads·D] and the new state, shaped as the past.
+    """
+    kv_heads, rows, width = past[0].shape[1:]
+    q, k, v = (
+        part.unflatten(-1, (-1, width)).transpose(1, 2)
+        for part in qkv.split((heads * width, kv_heads * width, kv_heads * width), dim=-1)
+    )
+    q, k = rotate(q, windows.cos, windows.sin), rotate(k, windows.cos, windows.sin)
+    keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+    block = max(64, horizon)
+    if not torch.compiler.is_exporting() and q.shape[2] > block:
+        attended = _attend_blocks(q, keys, values, windows.past_length, horizon, block)
+    else:
+        mask = _window_mask(q.shape[2], horizon, windows.past_length)
+        attended = _attend(q, keys, values, mask)
+    # keys[:, :, -rows:] as a start index, which the exporter can express for any S
+    start = keys.shape[2] - rows
+    return attended.transpose(1, 2).flatten(2), (keys[:, :, start:], values[:, :, start:])
+
+
+def _window_mask(length: int, horizon: int, past_length: Tensor) -> Tensor:
+    """Which of the horizon + S keys each of S queries sees: bool [B, 1, S, horizon + S]."""
+    query = torch.arange(length, device=past_length.device)[:, None]
+    key = torch.arange(horizon + length, device=past_length.device)[None, :] - horizon  # 0 = first token of the segment
+    window = (key <= query) & (key >= query - horizon)
+    return window & (key >= -past_length[:, None, None, None])
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Grouped-query attention: q [B, H, S, D] over keys, values [B, kv_heads, M, D] under mask [B, 1, S, M]."""
+    group = q.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+
+
+def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, past_length: Tensor, horizon: int, block: int) -> Tensor:
+    """The same as one call over all keys, but each block of queries reads only the horizon + block keys it can see."""
+    batch, _, length, _ = q.shape
+    parts = []
+    for start in range(0, length, block):
+        size = min(block, length - start)
+        mask = _window_mask(size, horizon, past_length + start)
+        near = slice(start, start + horizon + size)
+        parts.append(_attend(q[:, :, start : start + size], keys[:, :, near], values[:, :, near], mask))
+    return torch.cat(parts, dim=2)
+
+
+class Layer(nn.Module):
+    """One pre-norm block; the norms are applied by the network, which fuses each with the residual sum before it."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        width = config.head_dim
+        self.heads = config.heads
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.qkv = nn.Linear(config.d_model, (config.heads + 2 * config.kv_heads) * width, bias=False)
+        self.out = nn.Linear(config.heads * width, config.d_model, bias=False)
+        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def attend(self, x: Tensor, past: LayerState, windows: Windows | lowering.FusedWindows, horizon: int) -> tuple[Tensor, LayerState]:
+        qkv = self.qkv(x)
+        if isinstance(windows, lowering.FusedWindows):
+            attended, present = lowering.group_query_attention(qkv, past, windows, self.heads, horizon)
+        else:
+            attended, present = windowed_attention(qkv, past, windows, self.heads, horizon)
+        return self.dropout(self.out(attended)), present
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))
+
+
+class DSMR(nn.Module):
+    """Depth-Structured Music Recurrence (arXiv 2602.19816v2) with exact windows.
+
+    Raises ValueError if the schedule has another number of layers than the config.
+    """
+
+    def __init__(self, config: ModelConfig, horizons: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        if len(horizons) != config.layers:
+            raise ValueError(f"{len(horizons)} horizons for {config.layers} layers")
+        self.config = config
+        self.horizons = tuple(horizons)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """GPT-2's initialization: normal(0, 0.02), residual projections scaled by 1/sqrt(2·layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / ((2 * self.config.layers) ** 0.5 if residual else 1), generator=generator)
+
+    def empty_state(self, batch: int = 1, position: int = 0) -> RecurrentState:
+        """State of a stream that has read nothing; `position` moves its origin."""
+        weight = self.embedding.weight
+        shape = (batch, self.config.kv_heads)
+        layers = [
+            (weight.new_zeros(*shape, h, self.config.head_dim), weight.new_zeros(*shape, h, self.config.head_dim))
+            for h in self.horizons
+        ]
+        start = torch.full((batch,), position, dtype=torch.int64, device=weight.device)
+        return RecurrentState(layers, start, torch.zeros_like(start))
+
+    def forward(self, input_ids: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Reads one segment: input_ids int64 [B, S], S >= 1 → logits [B, S, V] and the state after it.
+
+        The past is detached: gradients stop at the segment's start.
+        """
+        state = state.detach()
+        position = state.position[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
+        cos, sin = rope_tables(position, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype)
+        logits, layers = self.run(input_ids, state.layers, Windows(cos[:, None], sin[:, None], state.length))
+        consumed = input_ids.shape[1]
+        return logits, RecurrentState(layers, state.position + consumed, state.length + consumed)
+
+    def run(
+        self, input_ids: Tensor, past: Sequence[LayerState], windows: Windows | lowering.FusedWindows
+    ) -> tuple[Tensor, list[LayerState]]:
+        """The forward definition itself, shared by training and by both lowerings: ids [B, S] → logits [B, S, V], new layers."""
+        add_norm = lowering.add_norm if isinstance(windows, lowering.FusedWindows) else _add_norm
+        first_norm = lowering.norm if isinstance(windows, lowering.FusedWindows) else _norm
+        after = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        present: list[LayerState] = []
+        residual = self.dropout(self.embedding(input_ids))
+        x = first_norm(residual, self.layers[0].attention_norm)
+        for layer, layer_past, horizon, next_norm in zip(self.layers, past, self.horizons, after, strict=True):
+            attended, layer_present = layer.attend(x, layer_past, windows, horizon)
+            present.append(layer_present)
+            x, residual = add_norm(attended, residual, layer.mlp_norm)
+            x, residual = add_norm(layer.mlp(x), residual, next_norm)
+        return x @ self.embedding.weight.T, present
+
+
+def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    return norm(x)
+
+
+def _add_norm(x: Tensor, residual: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    """Adds to the residual stream and normalizes the sum: (normalized, sum)."""
+    total = x + residual
+    return norm(total), total
