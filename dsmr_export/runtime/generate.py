@@ -1,0 +1,64 @@
+"""Generation: sample under a mask, feed what was sampled, yield it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsmr_export.errors import DsmrError
+from dsmr_export.runtime.sampling import Sampling, sample
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from dsmr_export.runtime.stream import Stream
+
+
+class Mask(Protocol):
+    """What generation needs of a grammar (runtime.grammar.Grammar)."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """Boolean [V], at least one True: which tokens may come next."""
+
+    def advance(self, token: int) -> None:
+        """Takes note that `token` came."""
+
+
+def generate(
+    stream: Stream,
+    sampling: Sampling,
+    rng: Generator,
+    mask: Mask | None = None,
+    limit: int | None = None,
+    stop: int | None = None,
+) -> Iterator[int]:
+    """Yields token ids that continue `stream`, at most `limit` of them; ends after the id `stop`.
+
+    The stream must have been fed at least one token, and `mask` advanced over what was fed. When an id is
+    yielded the stream and the mask have already heard it: a snapshot taken between two ids continues with
+    the second. Raises DsmrError on a stream that was fed nothing.
+    """
+    if not stream.consumed:
+        raise DsmrError(
+            "this stream was fed nothing, so there is nothing to continue: feed it BOS or a prompt first"
+        )
+    return _generate(stream, sampling, rng, mask, limit, stop)
+
+
+def _generate(
+    stream: Stream, sampling: Sampling, rng: Generator, mask: Mask | None, limit: int | None, stop: int | None
+) -> Iterator[int]:
+    made = 0
+    while limit is None or made < limit:
+        token = sample(stream.logits, sampling, rng, None if mask is None else mask.allowed)
+        stream.step(token)
+        if mask is not None:
+            mask.advance(token)
+        made += 1
+        yield token
+        if token == stop:
+            return
