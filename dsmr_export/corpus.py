@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,16 +27,18 @@ class Piece:
     path: Path
     member: str | None = None
 
-    def read(self) -> bytes:
-        """The file's bytes. Raises ``DataError`` if it is missing or cannot be read."""
+    def read(self, archive: zipfile.ZipFile | None = None) -> bytes:
+        """The file's bytes; ``archive`` is its zip, already open. Raises ``DataError`` if they cannot be read."""
         try:
             if self.member is None:
                 return self.path.read_bytes()
+            if archive is not None:
+                return archive.read(self.member)
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(self.member)
         except KeyError as error:
             raise DataError(f"{self.name}: is in the csv but not in {self.path}; get the data set again") from error
-        except (OSError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(f"{self.name}: cannot be read from {self.path} ({error}); get it again") from error
 
 
@@ -64,6 +67,28 @@ def pieces(
     if split is not None:
         found = _of_split(found, split, source)
     return found[:limit]
+
+
+def read_all(found: Iterable[Piece]) -> Iterator[tuple[Piece, bytes | DataError]]:
+    """Each piece with its bytes, or with the error that reading it raised; a zip is opened once, not once a piece."""
+    archive: zipfile.ZipFile | None = None
+    opened: Path | None = None
+    try:
+        for piece in found:
+            try:
+                if piece.member is not None and piece.path != opened:
+                    if archive is not None:
+                        archive.close()
+                    archive, opened = None, None  # in case the next line fails
+                    archive, opened = zipfile.ZipFile(piece.path), piece.path
+                yield piece, piece.read(archive)
+            except DataError as error:
+                yield piece, error
+            except (OSError, zipfile.BadZipFile) as error:
+                yield piece, DataError(f"{piece.name}: cannot be read from {piece.path} ({error}); get it again")
+    finally:
+        if archive is not None:
+            archive.close()
 
 
 def _of_split(found: list[Piece], split: str, source: Path) -> list[Piece]:
@@ -104,7 +129,7 @@ def _in_zip(source: Path) -> list[Piece]:
                 if rows is not None:
                     base = PurePosixPath(member).parent
                     return [Piece(name, split, source, str(base / name)) for name, split in rows]
-    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{source}: is a damaged zip ({error}); get it again") from error
     return [Piece(name, "", source, name) for name in _midi_names(members)]
 

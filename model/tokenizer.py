@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ def load(path: str | os.PathLike[str]) -> MIDILike:
 def save(tokenizer: MIDILike, path: str | os.PathLike[str]) -> None:
     """Write the tokenizer's JSON, which ``load`` and miditok read."""
     tokenizer.save(Path(path))
+
+
+def to_json(tokenizer: MIDILike) -> str:
+    """The text that ``save`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(tokenizer, Path(folder) / "tokenizer.json")
+        return (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def encode(performance: Performance | np.ndarray, tokenizer: MIDILike) -> list[int]:
