@@ -171,7 +171,12 @@ class Manifest:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `path`. Raises BundleError for what could not be read back."""
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError:
+            raise BundleError(
+                "a manifest cannot hold NaN or infinity: write null where a figure is not known"
+            ) from None
         Manifest.from_json(json.loads(text))
         Path(path).write_text(text, encoding="utf-8")
 

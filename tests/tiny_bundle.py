@@ -230,7 +230,7 @@ def manifest_of(folder: Path, horizons: Sequence[int]) -> m.Manifest:
         )
         for name, file, ops, opset, minimum in (
             ("fp32", "model.onnx", "fused", 21, "1.29.0"),
-            ("portable", "model.portable.onnx", "portable", 18, "1.16.0"),
+            ("portable", "model.portable.onnx", "portable", 18, "1.18.0"),
         )
     }
     special = [m.EventToken("special", name) for name in ("PAD", "BOS", "EOS")]
