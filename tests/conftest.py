@@ -1,0 +1,24 @@
+"""What every test runs under: no telemetry, its own cache folder, property tests without a clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# Read when onnxruntime is imported, and some tests import it directly.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# A deadline measures the machine, not the code: shared cores stall for longer than any sensible one.
+settings.register_profile("dsmr", deadline=None, print_blob=True)
+settings.load_profile("dsmr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenized corpora are cached for one run of the tests, never read from or left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
