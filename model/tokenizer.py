@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsmr_export.errors import CheckpointError
-from dsmr_export.runtime.performance import Note, Performance
+from dsmr_export.runtime.performance import Performance
 
 if TYPE_CHECKING:
     from miditok import MIDILike
@@ -137,24 +137,20 @@ def event_table(tokenizer: MIDILike) -> dict[str, Any]:
 
 
 def grammar_rules() -> dict[str, Any]:
-    """The manifest's ``grammar``: which kinds may follow which, and the conditions on pitches.
+    """The manifest's ``grammar``, in the form that ``runtime.grammar`` explains.
 
-    ``start`` is what may come first. Within a frame, offs precede ons (so no ``off`` after ``velocity``: time must pass), and
-    a pitch that sounds is let go before it is struck again. ``special`` here means EOS alone, where a caller allows it.
+    Within a frame note-offs precede note-ons, so no ``off`` follows a ``velocity``: time must pass first. EOS (the one
+    ``special``) follows the last note-off, as in every piece that was trained on.
     """
     return {
-        "start": ["on", "shift", "special"],
+        "start": ["on", "shift"],
         "may_follow": {
             "on": ["velocity"],
-            "velocity": ["on", "shift", "special"],
+            "velocity": ["on", "shift"],
             "off": ["off", "on", "shift", "special"],
-            "shift": ["off", "on", "shift", "special"],
+            "shift": ["off", "on", "shift"],
         },
         "off_needs_sounding": True,
         "on_needs_silent": True,
+        "eos_needs_silence": True,
     }
-
-
-def to_performance(notes: np.ndarray) -> Performance:
-    """An int [N, 4] array (start, end, pitch, velocity) as a list of notes."""
-    return [Note(*row) for row in notes.tolist()]
