@@ -82,8 +82,10 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class EventToken:
-    """What one token means: `value` is a pitch (on, off), a MIDI velocity, steps of `step_ms` (shift) or a
-    name (special)."""
+    """What one token means.
+
+    value: a pitch (on, off), a MIDI velocity, steps of `step_ms` (shift), or a name (special).
+    """
 
     kind: str
     value: int | str
@@ -109,8 +111,10 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of `manifest.json`. `grammar`, `parity` and `provenance` stay plain JSON: their readers own
-    their form."""
+    """The whole of `manifest.json`.
+
+    `grammar`, `parity` and `provenance` stay plain JSON: their readers own their form.
+    """
 
     name: str
     model: ModelShape

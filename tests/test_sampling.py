@@ -1,5 +1,4 @@
-"""Sampling draws from the distribution that its settings describe, and the metrics are what their formulas
-say."""
+"""Sampling draws from the distribution its settings describe; the metrics are what they say."""
 
 from __future__ import annotations
 
@@ -94,8 +93,7 @@ def test_same_seed_same_tokens() -> None:
 
 
 def test_the_edge_of_the_draw() -> None:
-    """A generator that returns exactly 0 chooses no token of probability zero, and one just below 1 stays
-    inside."""
+    """A draw of exactly 0 chooses no token of probability zero, one just below 1 stays inside."""
 
     class Fixed:
         def __init__(self, value: float) -> None:

@@ -24,6 +24,18 @@ from tests.reference import forward
 V, HEADS, KV_HEADS, D, D_MODEL, D_FF, EPS, BASE = 40, 4, 2, 16, 32, 48, 1e-5, 10_000.0
 MAX_SEGMENT = 64
 PAD, BOS, EOS = 0, 1, 2
+GRAMMAR = {
+    "start": ["on", "shift"],
+    "may_follow": {
+        "on": ["velocity"],
+        "velocity": ["on", "shift"],
+        "off": ["off", "on", "shift", "special"],
+        "shift": ["off", "on", "shift"],
+    },
+    "off_needs_sounding": True,
+    "on_needs_silent": True,
+    "eos_needs_silence": True,
+}
 
 
 def weights(layers: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -64,8 +76,7 @@ def reference(
 
 
 class _Graph:
-    """Nodes by name of their output: `g("Add", a, b)` returns the name of the sum; arrays become
-    initializers."""
+    """Nodes by their output: `g("Add", a, b)` is the name of the sum; arrays become initializers."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -233,7 +244,7 @@ def manifest_of(folder: Path, horizons: Sequence[int]) -> m.Manifest:
             ("portable", "model.portable.onnx", "portable", 18, "1.18.0"),
         )
     }
-    special = [m.EventToken("special", name) for name in ("PAD", "BOS", "EOS")]
+    special = [m.EventToken("special", name) for name in ("pad", "bos", "eos")]
     notes = [m.EventToken(kind, pitch) for kind in ("on", "off") for pitch in range(60, 72)]
     others = [m.EventToken("velocity", 10 * n) for n in range(1, 8)] + [
         m.EventToken("shift", n) for n in range(1, 7)
@@ -248,7 +259,7 @@ def manifest_of(folder: Path, horizons: Sequence[int]) -> m.Manifest:
         graphs=graphs,
         default_graph="fp32",
         events=m.EventEntry(10.0, tuple(special + notes + others)),
-        grammar={},
+        grammar=GRAMMAR,
         special=m.SpecialTokens(PAD, BOS, EOS),
         golden=m.FileEntry("golden.npz", file_sha256(folder / "golden.npz")),
         parity={},

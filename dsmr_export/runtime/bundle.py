@@ -1,17 +1,19 @@
-"""A bundle folder: verified whole when it is opened, its graphs and golden vectors loaded when they are asked
-for."""
+"""A bundle folder: verified whole when opened; graphs and golden vectors are loaded when asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmr_export.errors import BundleError
 from dsmr_export.manifest import MANIFEST, FileEntry, GraphEntry, Manifest
+from dsmr_export.runtime.events import EventTable
 from dsmr_export.runtime.golden import Golden
+from dsmr_export.runtime.grammar import Grammar
 from dsmr_export.runtime.session import check_interface, open_session
 
 if TYPE_CHECKING:
@@ -40,8 +42,7 @@ def bundle_files(folder: Path) -> list[str]:
 
 
 def write_sums(folder: str | os.PathLike[str]) -> None:
-    """Writes SHA256SUMS over every file of the folder, in the form that `sha256sum -c` reads: the exporter's
-    last step."""
+    """Writes SHA256SUMS over every file, in the form that `sha256sum -c` reads: an export's last step."""
     root = Path(folder)
     lines = [f"{file_sha256(root / file)}  {file}\n" for file in bundle_files(root)]
     (root / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -99,8 +100,10 @@ def _read_sums(root: Path) -> dict[str, str]:
 
 
 class Bundle:
-    """An opened bundle. `identity` (SHA-256 of the manifest, which holds the hash of every graph) ties saved
-    states to it."""
+    """An opened bundle.
+
+    identity: SHA-256 of the manifest, which holds the hash of every graph; ties saved states to the bundle.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, identity: str, notes: list[str]) -> None:
         self.path = path
@@ -108,7 +111,6 @@ class Bundle:
         self.identity = identity
         self.warnings = notes
         self._sessions: dict[tuple[str, int], InferenceSession] = {}
-        self._golden: Golden | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
@@ -137,19 +139,16 @@ class Bundle:
         return self.manifest.default_graph
 
     def graph(self, name: str | None = None) -> GraphEntry:
-        """The manifest's entry of a graph (None: the default). Raises BundleError with the names there
-        are."""
+        """A graph's entry (None: the default's). Raises BundleError with the names of those there are."""
         graphs, name = self.manifest.graphs, name or self.default_graph
         if name not in graphs:
             raise BundleError(f"{self.path} has no graph {name!r}: it has {', '.join(graphs)}")
         return graphs[name]
 
     def session(self, name: str | None = None, threads: int = 1) -> InferenceSession:
-        """The onnxruntime session of a graph, opened once per number of threads and shared: its state is the
-        caller's.
+        """A graph's session, opened once per number of threads and shared: the state is the caller's.
 
-        Raises BundleError (unknown graph) or GraphError (too old an onnxruntime, or not what the manifest
-        says).
+        Raises BundleError (unknown graph), GraphError (onnxruntime too old, or not what the manifest says).
         """
         entry, name = self.graph(name), name or self.default_graph
         if (name, threads) not in self._sessions:
@@ -158,13 +157,19 @@ class Bundle:
             self._sessions[name, threads] = session
         return self._sessions[name, threads]
 
-    @property
+    @cached_property
+    def event_table(self) -> EventTable:
+        """What each token id means as MIDI. Raises BundleError for a table that cannot say every performance."""
+        return EventTable.from_entry(self.manifest.events)
+
+    def grammar(self, allow_eos: bool = False) -> Grammar:
+        """A fresh grammar: the mask that `Stream.generate` takes, advanced by the caller over what it fed."""
+        return Grammar(self.event_table, self.manifest.grammar, allow_eos)
+
+    @cached_property
     def golden(self) -> Golden:
-        """The golden vectors, loaded at first use. Raises BundleError if the file is not what the format
-        says."""
-        if self._golden is None:
-            self._golden = Golden.read(self.path / self.manifest.golden.file, self.manifest)
-        return self._golden
+        """The golden vectors, loaded at first use. Raises BundleError if their form is wrong."""
+        return Golden.read(self.path / self.manifest.golden.file, self.manifest)
 
 
 def _check_entry(folder: Path, where: str, entry: FileEntry | GraphEntry, sums: dict[str, str]) -> None:

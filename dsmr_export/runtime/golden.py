@@ -1,5 +1,4 @@
-"""Golden vectors: real tokens in fixed segments with the logits expected of every graph, checked on any CPU
-without torch."""
+"""Golden vectors: real tokens with the logits every graph should give, to check a device without torch."""
 
 from __future__ import annotations
 

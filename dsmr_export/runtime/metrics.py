@@ -1,5 +1,4 @@
-"""How far two sets of logits are from each other, in float64 (numpy only; parity and golden vectors share
-it)."""
+"""How far two sets of logits are apart, in float64; parity and the golden vectors share it."""
 
 from __future__ import annotations
 

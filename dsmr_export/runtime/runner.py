@@ -89,8 +89,7 @@ class Runner:
             array.fill(0)
 
     def run(self, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Feeds ids [S], S <= max_segment, of which the first is at `position`; a view of logits [S, V],
-        valid until the next call."""
+        """Feeds ids [S], S <= max_segment, from `position` on; logits [S, V], a view until the next call."""
         raise NotImplementedError
 
     def step(self, token: int, position: int) -> None:

@@ -70,8 +70,7 @@ def probabilities(
 
 
 def _keep_nucleus(p: NDArray[np.float64], top_p: float) -> None:
-    """Zeroes, in place, all but the smallest set of most likely tokens whose mass reaches top_p (Holtzman et
-    al. 2020)."""
+    """Keeps, in place, the smallest set of tokens whose mass reaches top_p (Holtzman et al. 2020)."""
     order = np.argsort(-p, kind="stable")
     mass = np.cumsum(p[order])
     kept = int(np.searchsorted(mass, top_p * mass[-1])) + 1
@@ -81,8 +80,7 @@ def _keep_nucleus(p: NDArray[np.float64], top_p: float) -> None:
 def sample(
     logits: NDArray[np.float32], sampling: Sampling, rng: Generator, allowed: NDArray[np.bool_] | None = None
 ) -> int:
-    """Draws one token id from logits [V] under `allowed`, a boolean mask [V]; one draw of `rng`, none at
-    temperature 0."""
+    """One token id from logits [V] under a boolean mask [V]; draws once, or never at temperature 0."""
     if sampling.temperature == 0:
         return int(logits.argmax() if allowed is None else np.where(allowed, logits, -np.inf).argmax())
     mass = np.cumsum(probabilities(logits, sampling, allowed))

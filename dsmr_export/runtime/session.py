@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 SPIN_DURATION_US = 50
-"""How long an idle worker thread spins before it sleeps; covers the gap between two nodes, not that between
-two tokens."""
+"""How long an idle thread spins before it sleeps: the gap between two nodes, not two tokens."""
 
 
 def load_onnxruntime() -> ModuleType:
-    """onnxruntime, imported with its telemetry off unless the user asked for it. Raises GraphError if it is
-    not installed."""
+    """onnxruntime, imported without telemetry unless the user asked for it. Raises GraphError."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -82,8 +80,7 @@ _FIXED_INPUTS = {
 
 
 def check_interface(session: InferenceSession, entry: GraphEntry, name: str) -> None:
-    """Compares the session's inputs and outputs with the manifest. Raises GraphError listing every
-    difference."""
+    """Compares a session with the manifest. Raises GraphError listing every difference."""
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = _differences(

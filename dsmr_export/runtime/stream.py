@@ -81,8 +81,7 @@ class Stream:
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """Logits [V] after the last token: a view that the next token overwrites; zeros before the first
-        token."""
+        """Logits [V] after the last token (zeros before the first): a view that the next token overwrites."""
         return self._runner.logits
 
     def feed(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
@@ -104,8 +103,7 @@ class Stream:
         return logits
 
     def step(self, token: int) -> NDArray[np.float32]:
-        """Feeds one token; its logits [V] as a view that the next token overwrites. Raises DsmrError for an
-        unknown id."""
+        """Feeds one token; its logits [V], a view. Raises DsmrError for an id outside the vocabulary."""
         if not 0 <= token < self.vocab_size:
             raise self._unknown(token)
         self._step(token, self.position)
