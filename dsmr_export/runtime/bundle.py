@@ -159,7 +159,7 @@ class Bundle:
 
     @cached_property
     def event_table(self) -> EventTable:
-        """What each token id means as MIDI. Raises BundleError for a table that cannot say every performance."""
+        """What each id means as MIDI. Raises BundleError for a table that cannot say every performance."""
         return EventTable.from_entry(self.manifest.events)
 
     def grammar(self, allow_eos: bool = False) -> Grammar:
