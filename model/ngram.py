@@ -2,19 +2,19 @@
 
     python -m dsmr_export.model.ngram [--data FILE|DIR|ZIP] [--order 6] [--json]
 
-trains on the split `train` and prints the perplexity of `validation` and `test`, every token after BOS counted,
-each piece on its own: the same tokens and the same protocol as the network's figures.
+trains on the split `train` and prints the perplexity of `validation` and `test`: every token after BOS
+counted, each piece on its own, as in the network's figures.
 
-Source: S. F. Chen and J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", Computer
-Speech and Language 13 (1999). *Modified* Kneser-Ney: three discounts per order (for counts of 1, 2 and 3 or
-more), estimated from counts of counts, in
+Source: S. F. Chen and J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling",
+Computer Speech and Language 13 (1999). *Modified* Kneser-Ney: three discounts per order (for counts of 1, 2,
+and more), estimated from counts of counts, in
 
     p(w | h) = max(c(h w) - D(c(h w)), 0) / c(h .) + lambda(h) p(w | h without its oldest token)
     lambda(h) = (D1 N1(h .) + D2 N2(h .) + D3 N3+(h .)) / c(h .)
 
-where c is the number of occurrences at the highest order and, below it, the number of distinct tokens seen before
-the n-gram. The unigram is interpolated with the uniform distribution over the vocabulary, so that nothing has
-probability 0. A piece starts with order - 1 copies of BOS: every token has a full history.
+where c is the number of occurrences at the highest order and, below it, the number of distinct tokens seen
+before the n-gram. The unigram is interpolated with the uniform distribution over the vocabulary, so that
+nothing has probability 0. A piece starts with order - 1 copies of BOS: every token has a full history.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class KneserNey:
     """An interpolated n-gram with modified Kneser-Ney discounts."""
 
     def __init__(self, pieces: Iterable[Ids], vocab_size: int, order: int = 6) -> None:
-        """Counts `pieces`, each int [T] with BOS first. ValueError if n-grams of this order exceed 63 bits."""
+        """Counts `pieces`, each int [T] with BOS first. ValueError if such n-grams exceed 63 bits."""
         if order < 1 or vocab_size**order >= 2**63:
             raise ValueError(f"order {order} with {vocab_size} tokens: n-grams must fit 63 bits")
         self.vocab_size = vocab_size
