@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,43 @@ def test_an_old_onnxruntime_names_both_versions(folder: Path, monkeypatch: pytes
     with pytest.raises(GraphError, match=r"needs onnxruntime 1\.29\.0 and this is 1\.28\.0"):
         bundle.session("fp32")
     bundle.session("portable")
+
+
+def test_sessions_have_the_devices_options(original: Bundle) -> None:
+    options = original.session("fp32", threads=2).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
+
+
+def in_a_fresh_python(code: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+def test_importing_the_runtime_loads_nothing_heavy() -> None:
+    code = "import sys, dsmr_export.runtime; print({'numpy', 'onnxruntime'} & set(sys.modules))"
+    assert in_a_fresh_python(code) == "set()"
+    code = "import sys; from dsmr_export.runtime import *; print({'onnxruntime', 'torch'} & set(sys.modules))"
+    assert in_a_fresh_python(code) == "set()"
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
+    """A hook on the import, because what matters is the environment at that moment."""
+    code = """
+import os, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Hook())
+from dsmr_export.runtime.session import load_onnxruntime
+load_onnxruntime()
+"""
+    assert in_a_fresh_python(code) == "1"
 
 
 def test_versions_are_compared_as_numbers() -> None:
