@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -228,6 +229,20 @@ def test_golden_vectors_of_another_model_fail(folder: Path) -> None:
     result = check_golden(bundle, "fp32")
     assert not result.passed and result.max_abs_logit == pytest.approx(1.0, abs=1e-3)
     assert check_golden(bundle, "portable").passed
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(0.02, True), (2.0, False)])
+def test_quantized_graphs_pass_by_kl_and_top1(folder: Path, noise: float, passed: bool) -> None:
+    """Differences that no float graph may have, which a quantized one has from CPU to CPU."""
+    with np.load(folder / "golden.npz") as arrays:
+        logits = arrays["logits.fp32"]
+    moved = logits + np.random.default_rng(0).normal(scale=noise, size=logits.shape).astype(np.float32)
+    found = rewrite_golden(folder, **{"logits.fp32": moved}).manifest
+    graphs = found.graphs | {"fp32": dataclasses.replace(found.graphs["fp32"], quantization={"bits": 8})}
+    dataclasses.replace(found, graphs=graphs).write(folder / "manifest.json")
+    write_sums(folder)
+    result = check_golden(Bundle.open(folder), "fp32")
+    assert result.passed is passed and result.max_abs_logit > 1e-3
 
 
 @pytest.mark.parametrize(
