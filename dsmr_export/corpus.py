@@ -1,4 +1,4 @@
-"""Where pieces come from: one MIDI file, a folder, a zip laid out as MAESTRO, or the bundled public-domain corpus."""
+"""Where pieces come from: one MIDI file, a folder, a zip laid out as MAESTRO, or the bundled corpus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MIDI_SUFFIXES = (".mid", ".midi")
 
 @dataclass(frozen=True)
 class Piece:
-    """One MIDI file of a source. ``split`` is "" where the source names none; ``member`` is its path inside a zip."""
+    """One MIDI file of a source. ``split`` is "" where there is none; ``member`` is its path inside a zip."""
 
     name: str
     split: str
@@ -28,7 +28,7 @@ class Piece:
     member: str | None = None
 
     def read(self, archive: zipfile.ZipFile | None = None) -> bytes:
-        """The file's bytes; ``archive`` is its zip, already open. Raises ``DataError`` if they cannot be read."""
+        """The file's bytes; ``archive`` is its zip if already open. Raises ``DataError`` if unreadable."""
         try:
             if self.member is None:
                 return self.path.read_bytes()
@@ -37,9 +37,13 @@ class Piece:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(self.member)
         except KeyError as error:
-            raise DataError(f"{self.name}: is in the csv but not in {self.path}; get the data set again") from error
+            raise DataError(
+                f"{self.name}: is in the csv but not in {self.path}; get the data set again"
+            ) from error
         except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{self.name}: cannot be read from {self.path} ({error}); get it again") from error
+            raise DataError(
+                f"{self.name}: cannot be read from {self.path} ({error}); get it again"
+            ) from error
 
 
 def pieces(
@@ -47,9 +51,9 @@ def pieces(
 ) -> list[Piece]:
     """The pieces of a source, in the order of its csv (``midi_filename``, ``split``), else by name.
 
-    ``path``: a MIDI file, a folder or a zip (both with or without a csv); None is the bundled corpus. ``split``: only
-    those pieces. ``limit``: only the first so many. Raises ``DataError`` for a source that is missing, damaged, without
-    MIDI files, or without the split asked for.
+    ``path``: a MIDI file, a folder or a zip (both with or without a csv); None is the bundled corpus.
+    ``split``: only those pieces. ``limit``: only the first so many. Raises ``DataError`` for a source that is
+    missing, damaged, without MIDI files, or without the split asked for.
     """
     source = BUNDLED if path is None else Path(path)
     if source.is_dir():
@@ -70,7 +74,7 @@ def pieces(
 
 
 def read_all(found: Iterable[Piece]) -> Iterator[tuple[Piece, bytes | DataError]]:
-    """Each piece with its bytes, or with the error that reading it raised; a zip is opened once, not once a piece."""
+    """Each piece with its bytes, or with the error that reading it raised; a zip is opened only once."""
     archive: zipfile.ZipFile | None = None
     opened: Path | None = None
     try:
@@ -85,7 +89,10 @@ def read_all(found: Iterable[Piece]) -> Iterator[tuple[Piece, bytes | DataError]
             except DataError as error:
                 yield piece, error
             except (OSError, zipfile.BadZipFile) as error:
-                yield piece, DataError(f"{piece.name}: cannot be read from {piece.path} ({error}); get it again")
+                yield (
+                    piece,
+                    DataError(f"{piece.name}: cannot be read from {piece.path} ({error}); get it again"),
+                )
     finally:
         if archive is not None:
             archive.close()
@@ -95,7 +102,8 @@ def _of_split(found: list[Piece], split: str, source: Path) -> list[Piece]:
     have = sorted({piece.split for piece in found} - {""})
     if not have:
         raise DataError(
-            f"{source}: names no splits (no csv with the columns split and midi_filename); leave out --split {split}"
+            f"{source}: names no splits (no csv with the columns split and midi_filename); "
+            f"leave out --split {split}"
         )
     if split not in have:
         raise DataError(f"{source}: has no split {split!r}; it has {', '.join(have)}")

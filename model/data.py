@@ -79,9 +79,10 @@ def load(
 ) -> Corpus:
     """The pieces of a source (see ``corpus.pieces``), tokenized, in the source's order.
 
-    What was read before comes from the ``cache`` folder (default: the user's), found by the content of file and tokenizer.
-    ``workers`` processes (default: the processors this process may use) read the rest. A file that cannot be read is named
-    on stderr, listed in ``skipped`` and left out. Raises ``DataError`` if the source has nothing that can be read.
+    What was read before comes from the ``cache`` folder (default: the user's), found by the content of file
+    and tokenizer. ``workers`` processes (default: the processors this process may use) read the rest. A file
+    that cannot be read is named on stderr, listed in ``skipped`` and left out. Raises ``DataError`` if the
+    source has nothing that can be read.
     """
     found = corpus.pieces(path, split, limit)
     folder = default_cache() if cache is None else cache
@@ -129,18 +130,22 @@ def augment(
 ) -> Notes:
     """The performance transposed and played ``tempo`` times as fast, canonical again: int32 [N', 4].
 
-    Notes that leave ``pitch_range`` are lost. The same as ``runtime.performance.canonical`` of the moved notes (a test
-    says so), in numpy, because the trainer does it for every piece of every epoch.
+    Notes that leave ``pitch_range`` are lost. The same as ``runtime.performance.canonical`` of the moved
+    notes (a test says so), in numpy, because the trainer does it for every piece of every epoch.
     """
     start, end, pitch, velocity = np.array(performance, dtype=np.int32).reshape(-1, 4).T
     pitch = pitch + semitones
     start = np.floor(start / tempo + 0.5).astype(np.int32)
     end = np.maximum(np.floor(end / tempo + 0.5).astype(np.int32), start + 1)
-    notes = np.stack([start, end, pitch, velocity], axis=1)[(pitch >= pitch_range[0]) & (pitch <= pitch_range[1])]
+    notes = np.stack([start, end, pitch, velocity], axis=1)[
+        (pitch >= pitch_range[0]) & (pitch <= pitch_range[1])
+    ]
     notes = notes[np.lexsort((notes[:, 3], notes[:, 0], notes[:, 2]))]  # by pitch, start, velocity; stable
     same_pitch = notes[1:, 2] == notes[:-1, 2]
     keep = np.ones(len(notes), dtype=bool)
-    keep[:-1] = ~(same_pitch & (notes[1:, 0] == notes[:-1, 0]))  # of one (frame, pitch) the loudest, which is last
+    keep[:-1] = ~(
+        same_pitch & (notes[1:, 0] == notes[:-1, 0])
+    )  # of one (frame, pitch) the loudest, which is last
     notes = notes[keep]
     same_pitch = notes[1:, 2] == notes[:-1, 2]
     notes[:-1, 1] = np.where(same_pitch, np.minimum(notes[:-1, 1], notes[1:, 0]), notes[:-1, 1])
@@ -148,7 +153,10 @@ def augment(
 
 
 def _tokenize_all(
-    missing: list[tuple[int, corpus.Piece, bytes, Path]], tokenizer: MIDILike, workers: int | None, progress: bool
+    missing: list[tuple[int, corpus.Piece, bytes, Path]],
+    tokenizer: MIDILike,
+    workers: int | None,
+    progress: bool,
 ) -> Iterator[tuple[int, TokenizedPiece | str]]:
     """(index, piece or the reason why not), in the order of completion."""
     if not missing:
@@ -160,9 +168,12 @@ def _tokenize_all(
                 yield index, _tokenize(piece, data, file, tokenizer)
                 advance()
             return
-        # spawn, not fork: a forked child of a process that runs torch's or the progress bar's threads can hang.
+        # spawn, not fork: the child of a process with threads (torch, the progress bar) can hang.
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            jobs = {pool.submit(_tokenize, piece, data, file, tokenizer): index for index, piece, data, file in missing}
+            jobs = {
+                pool.submit(_tokenize, piece, data, file, tokenizer): index
+                for index, piece, data, file in missing
+            }
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
                 advance()

@@ -1,4 +1,4 @@
-"""The tokenizer: miditok's MIDI-Like performance encoding, and what a runtime without miditok needs to know of it."""
+"""The tokenizer: miditok's MIDI-Like performance encoding, and what a runtime needs to know of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _KINDS = {"NoteOn": "on", "NoteOff": "off", "Velocity": "velocity", "TimeShift":
 
 
 def default_tokenizer() -> MIDILike:
-    """The encoding that published MAESTRO results use: 311 ids = 3 special, 88 on, 88 off, 32 velocities, 100 shifts."""
+    """The encoding that published MAESTRO results use.
+
+    311 ids: 3 special, 88 note-ons, 88 note-offs, 32 velocities, 100 shifts of 10 ms to 1 s.
+    """
     from miditok import MIDILike, TokenizerConfig
 
     config = TokenizerConfig(
@@ -36,7 +39,7 @@ def default_tokenizer() -> MIDILike:
 
 
 def load(path: str | os.PathLike[str]) -> MIDILike:
-    """The tokenizer of a ``tokenizer.json``. Raises ``CheckpointError`` if it is missing, damaged or not MIDI-Like."""
+    """Read a ``tokenizer.json``. Raises ``CheckpointError`` if it is missing, damaged or not MIDI-Like."""
     from miditok import MIDILike
 
     if not Path(path).is_file():
@@ -47,7 +50,9 @@ def load(path: str | os.PathLike[str]) -> MIDILike:
     except CheckpointError:
         raise
     except Exception as error:  # miditok raises whatever its parsing hits
-        raise CheckpointError(f"{path}: is not a miditok MIDILike tokenizer ({error}); save it again") from error
+        raise CheckpointError(
+            f"{path}: is not a miditok MIDILike tokenizer ({error}); save it again"
+        ) from error
     return tokenizer
 
 
@@ -75,9 +80,9 @@ def encode(performance: Performance | np.ndarray, tokenizer: MIDILike) -> list[i
     if not len(notes):
         return []
     start, end, pitch, velocity = notes.T
-    score = Score(tokenizer.config.max_num_pos_per_beat)
+    score: Any = Score(tokenizer.config.max_num_pos_per_beat)
     score.tempos.append(Tempo(0, 60.0 * QUARTERS_PER_SECOND))
-    track = Track("piano", 0, False)
+    track: Any = Track("piano", 0, False)
     track.notes = ScoreNote.from_numpy(
         time=start,
         duration=end - start,
@@ -110,7 +115,9 @@ def step_ms(tokenizer: MIDILike) -> int:
     """Milliseconds of one step. Raises ``CheckpointError`` if that is not a whole number."""
     per_second = tokenizer.config.max_num_pos_per_beat * QUARTERS_PER_SECOND
     if 1000 % per_second:
-        raise CheckpointError(f"tokenizer: {per_second} steps per second are no whole milliseconds; change beat_res")
+        raise CheckpointError(
+            f"tokenizer: {per_second} steps per second are no whole milliseconds; change beat_res"
+        )
     return 1000 // per_second
 
 
@@ -132,15 +139,17 @@ def event_table(tokenizer: MIDILike) -> dict[str, Any]:
         elif f"{kind}_{value}" in tokenizer.special_tokens:
             tokens.append({"kind": "special", "value": kind.lower()})
         else:
-            raise CheckpointError(f"tokenizer: token {token} is not of MIDILike's note-on/off encoding; switch its option off")
+            raise CheckpointError(
+                f"tokenizer: token {token} is not of MIDILike's note-on/off encoding; switch its option off"
+            )
     return {"step_ms": step_ms(tokenizer), "tokens": tokens}
 
 
 def grammar_rules() -> dict[str, Any]:
     """The manifest's ``grammar``, in the form that ``runtime.grammar`` explains.
 
-    Within a frame note-offs precede note-ons, so no ``off`` follows a ``velocity``: time must pass first. EOS (the one
-    ``special``) follows the last note-off, as in every piece that was trained on.
+    Within a frame note-offs precede note-ons, so no ``off`` follows a ``velocity``: time must pass first. EOS
+    (the one ``special``) follows the last note-off, as in every piece that was trained on.
     """
     return {
         "start": ["on", "shift"],

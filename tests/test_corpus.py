@@ -75,7 +75,7 @@ def test_splits_are_large_enough_to_measure_with(table: list[dict[str, str]]) ->
 
 
 def test_no_piece_is_in_two_splits_under_two_names() -> None:
-    """Windows of 12 pitches in order of onset: two performances of one piece share many, two pieces next to none."""
+    """Windows of 12 pitches in order of onset: two performances of a piece share many, two pieces few."""
     windows: dict[str, set[tuple[int, ...]]] = {split: set() for split in corpus.SPLITS}
     held_out: list[tuple[str, str, set[tuple[int, ...]]]] = []
     for piece, data in corpus.read_all(corpus.pieces()):
@@ -167,7 +167,10 @@ def test_a_folder_with_and_without_a_csv(tmp_path: Path, song: Path) -> None:
     for name in ("z.MID", "2004/b.midi", "._z.mid", "notes.txt"):
         (folder / name).write_bytes(song.read_bytes())
     (folder / "other.csv").write_text("a,b\n1,2\n")
-    assert [(piece.name, piece.split) for piece in corpus.pieces(folder)] == [("2004/b.midi", ""), ("z.MID", "")]
+    assert [(piece.name, piece.split) for piece in corpus.pieces(folder)] == [
+        ("2004/b.midi", ""),
+        ("z.MID", ""),
+    ]
     with pytest.raises(DataError, match=r"music: names no splits .* leave out --split test"):
         corpus.pieces(folder, "test")
     (folder / "splits.csv").write_text(maestro_csv(("test", "z.MID")))

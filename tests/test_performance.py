@@ -1,4 +1,4 @@
-"""The canonical performance, rule by rule, from bytes built here by hand; then any bytes, and live against file."""
+"""The canonical performance, rule by rule, from bytes built by hand; any bytes; live against file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vlq(value: int) -> bytes:
 
 
 def track(*events: tuple[int, bytes], end: int = 0) -> bytes:
-    """A track chunk from (absolute tick, message bytes) in order, then an end of track ``end`` ticks later."""
+    """A track chunk from (absolute tick, message bytes) in order, then its end, ``end`` ticks later."""
     data, now = b"", 0
     for tick, message in events:
         data += vlq(tick - now) + message
@@ -83,7 +83,7 @@ def test_seconds_follow_the_tempo_map_of_any_track() -> None:
 
 
 def test_many_tempo_changes_do_not_drift() -> None:
-    """A hundred thousand steps of a third of a millisecond: floats summed one by one would be off, integers are not."""
+    """A hundred thousand steps of a third of a millisecond: a running sum of floats would be off."""
     events = [(tick, tempo(333_333 if tick % 2 else 333_334)) for tick in range(0, 60_000, 3)]
     [note] = read_midi(smf(track(*events, (60_000, on(60)), (60_003, off(60))), division=1000))
     elapsed = sum(3 * (333_333 if tick % 2 else 333_334) for tick in range(0, 60_000, 3))
@@ -122,11 +122,17 @@ def test_text_in_any_encoding_is_no_obstacle() -> None:
 
 
 def test_a_note_struck_again_ends_there() -> None:
-    assert one((0, on(60, 50)), (100, on(60, 70)), (200, off(60))) == [Note(0, 10, 60, 50), Note(10, 20, 60, 70)]
+    assert one((0, on(60, 50)), (100, on(60, 70)), (200, off(60))) == [
+        Note(0, 10, 60, 50),
+        Note(10, 20, 60, 70),
+    ]
 
 
 def test_a_note_lasts_at_least_a_frame() -> None:
-    assert one((0, on(60)), (1, off(60)), (500, on(62)), (500, off(62))) == [Note(0, 1, 60, 64), Note(50, 51, 62, 64)]
+    assert one((0, on(60)), (1, off(60)), (500, on(62)), (500, off(62))) == [
+        Note(0, 1, 60, 64),
+        Note(50, 51, 62, 64),
+    ]
 
 
 def test_one_note_for_each_frame_and_pitch_the_loudest() -> None:
@@ -149,7 +155,11 @@ def test_notes_without_note_off_end_with_the_file() -> None:
 
 
 def test_pitches_outside_the_range_are_dropped_and_counted() -> None:
-    data = smf(track((0, on(20)), (0, on(21)), (0, on(108)), (0, on(109)), (10, off(20)), (10, off(21)), (10, off(108))))
+    data = smf(
+        track(
+            (0, on(20)), (0, on(21)), (0, on(108)), (0, on(109)), (10, off(20)), (10, off(21)), (10, off(108))
+        )
+    )
     reading = read(data)
     assert [note.pitch for note in reading.performance] == [21, 108]
     assert reading.dropped == 2
@@ -174,22 +184,40 @@ def test_a_held_note_struck_again_ends_there() -> None:
 
 
 def test_the_pedal_belongs_to_its_channel() -> None:
-    events = (0, pedal(127, 1)), (0, on(60)), (0, on(62, 64, 1)), (100, off(60)), (100, off(62, 1)), (300, pedal(0, 1))
+    events = (
+        (0, pedal(127, 1)),
+        (0, on(60)),
+        (0, on(62, 64, 1)),
+        (100, off(60)),
+        (100, off(62, 1)),
+        (300, pedal(0, 1)),
+    )
     assert one(*events) == [Note(0, 10, 60, 64), Note(0, 30, 62, 64)]
 
 
 def test_a_pedal_never_lifted_ends_with_the_file() -> None:
-    assert one((0, pedal(127)), (0, on(60)), (10, off(60)), (500, on(62)), (510, off(62)), end=90)[0].end == 60
+    assert (
+        one((0, pedal(127)), (0, on(60)), (10, off(60)), (500, on(62)), (510, off(62)), end=90)[0].end == 60
+    )
 
 
 @pytest.mark.parametrize("number", [120, 123])
 def test_all_notes_off_ends_what_sounds(number: int) -> None:
-    events = (0, pedal(127)), (0, on(60)), (50, off(60)), (60, on(62)), (100, control(number, 0)), (900, pedal(0))
+    events = (
+        (0, pedal(127)),
+        (0, on(60)),
+        (50, off(60)),
+        (60, on(62)),
+        (100, control(number, 0)),
+        (900, pedal(0)),
+    )
     assert one(*events) == [Note(0, 10, 60, 64), Note(6, 10, 62, 64)]
 
 
 def test_reset_all_controllers_lifts_the_pedal() -> None:
-    assert one((0, pedal(127)), (0, on(60)), (50, off(60)), (100, control(121, 0)), end=500) == [Note(0, 10, 60, 64)]
+    assert one((0, pedal(127)), (0, on(60)), (50, off(60)), (100, control(121, 0)), end=500) == [
+        Note(0, 10, 60, 64)
+    ]
 
 
 # Live input
@@ -207,7 +235,12 @@ def test_live_events_come_in_order_as_soon_as_they_are_certain() -> None:
 
 def test_a_clock_that_runs_back_counts_as_now() -> None:
     recorder = Recorder()
-    events = recorder.note_on(10, 60, 64) + recorder.note_on(3, 62, 64) + recorder.note_off(20, 60) + recorder.finish(30)
+    events = (
+        recorder.note_on(10, 60, 64)
+        + recorder.note_on(3, 62, 64)
+        + recorder.note_off(20, 60)
+        + recorder.finish(30)
+    )
     assert to_notes(events) == [Note(10, 20, 60, 64), Note(10, 30, 62, 64)]
 
 
@@ -369,7 +402,9 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
         read_midi(tmp_path / "none.mid")
 
 
-@given(st.binary(max_size=200).map(lambda tail: smf(b"MTrk" + struct.pack(">L", len(tail)) + tail)) | st.binary())
+@given(
+    st.binary(max_size=200).map(lambda tail: smf(b"MTrk" + struct.pack(">L", len(tail)) + tail)) | st.binary()
+)
 def test_any_bytes_give_notes_or_a_midi_error(data: bytes) -> None:
     try:
         assert_canonical(read_midi(data))

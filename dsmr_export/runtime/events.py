@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EventTable:
-    """What each id means. ``kinds[i]`` is on, off, velocity, shift or special; ``values[i]`` a pitch (on, off), a MIDI
-    velocity, a number of steps of ``step_ms`` (shift) or a name (special).
+    """What each id means. ``kinds[i]`` is on, off, velocity, shift or special; ``values[i]`` a pitch (on,
+    off), a MIDI velocity, a number of steps of ``step_ms`` (shift) or a name (special).
 
     Raises ``BundleError`` for a table that cannot say every performance.
     """
@@ -98,7 +98,7 @@ class EventTable:
 
     @property
     def pitch_range(self) -> tuple[int, int]:
-        """Lowest and highest pitch that has a token, both inclusive: what to give ``read_midi`` and ``Recorder``."""
+        """Lowest and highest pitch that has a token, both inclusive: for ``read_midi`` and ``Recorder``."""
         return min(self.on_ids), max(self.on_ids)
 
     def special_id(self, name: str) -> int | None:
@@ -130,7 +130,7 @@ class Encoder:
         return ids
 
     def advance(self, frame: int) -> list[int]:
-        """The ids that silence up to ``frame`` makes certain: longest shifts only, so chaining stays the same."""
+        """What silence up to ``frame`` makes certain: longest shifts only, so the chain is the same."""
         count = max(frame - self.frame, 0) // self.table.longest_shift
         self.frame += count * self.table.longest_shift
         return [self.table.shift_ids[self.table.longest_shift]] * count
@@ -164,11 +164,12 @@ def encode(performance: Performance, table: EventTable) -> list[int]:
 
 
 class Decoder:
-    """Key events of ids as they come. Any ids do: what makes no sense is passed over, and every note that begins can end.
+    """Key events of ids as they come. Any ids do: what makes no sense is passed over, and every note that
+    begins can end.
 
-    A note-on counts once its velocity came. A note struck again while it sounds ends at that frame. A note-off in the
-    frame of its own note-on takes effect a frame later. BOS and EOS let go of everything. ``frame`` is the present,
-    ``sounding`` the pitches that sound.
+    A note-on counts once its velocity came. A note struck again while it sounds ends at that frame. A
+    note-off in the frame of its own note-on takes effect a frame later. BOS and EOS let go of everything.
+    ``frame`` is the present, ``sounding`` the pitches that sound.
     """
 
     def __init__(self, table: EventTable, frame: int = 0) -> None:

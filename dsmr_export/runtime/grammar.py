@@ -1,15 +1,17 @@
-"""Which ids may come next, by the manifest's ``grammar`` and ``events``: a mask that is cheap enough for every step.
+"""Which ids may come next, by the manifest's ``grammar`` and ``events``: a mask that is cheap enough for
+every step.
 
 The rules (``model.tokenizer.grammar_rules`` writes them):
 
 * ``start``: the kinds that may come first; ``may_follow``: for each kind, the kinds that may come after it;
-* ``off_needs_sounding``: a note-off only for a pitch that sounds; ``on_needs_silent``: a note-on only for one that does not;
-* ``special`` among the kinds means EOS, where the caller allows it; ``eos_needs_silence``: only when no note sounds.
-  PAD and BOS never come.
+* ``off_needs_sounding``: a note-off only for a pitch that sounds; ``on_needs_silent``: a note-on only for one
+  that does not;
+* ``special`` among the kinds means EOS, where the caller allows it; ``eos_needs_silence``: only when no note
+  sounds. PAD and BOS never come.
 
-Every id sequence of a canonical performance obeys the rules, and every sequence that obeys them decodes to a canonical
-performance. They do not fix the order among the note-offs, or among the note-ons, of one frame, nor how a silence is cut
-into shifts: those change no note.
+Every id sequence of a canonical performance obeys the rules, and every sequence that obeys them decodes to a
+canonical performance. They do not fix the order among the note-offs, or among the note-ons, of one frame, nor
+how a silence is cut into shifts: those change no note.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ _START = "start"
 
 
 class Grammar:
-    """The state of the rules after some ids. ``allowed`` is a boolean [V], at least one True, valid until ``advance``.
+    """The state of the rules after some ids. ``allowed`` is a boolean [V], at least one True, valid until
+    ``advance``.
 
-    ``allow_eos``: whether EOS may come (a device that plays on for ever does without). ``advance`` takes any id, also one
-    that the rules forbid (a foreign prompt), and agrees with ``Decoder`` about what sounds then. Raises ``BundleError``
-    for rules that are incomplete or could end with no id allowed.
+    ``allow_eos``: whether EOS may come (a device that plays on for ever does without). ``advance`` takes any
+    id, also one that the rules forbid (a foreign prompt), and agrees with ``Decoder`` about what sounds then.
+    Raises ``BundleError`` for rules that are incomplete or could end with no id allowed.
     """
 
     def __init__(self, table: EventTable, rules: Mapping[str, Any], allow_eos: bool = False) -> None:
@@ -47,7 +50,7 @@ class Grammar:
         self._off_needs_sounding = bool(rules.get("off_needs_sounding"))
         self._on_needs_silent = bool(rules.get("on_needs_silent"))
         self._eos_needs_silence = bool(rules.get("eos_needs_silence"))
-        # What the sounding notes permit, whatever came last; ``allowed`` is this and the mask of the last kind.
+        # What the sounding notes permit; ``allowed`` is this and what the last kind permits.
         self._possible = np.ones(len(table), dtype=np.bool_)
         self._allowed = np.empty(len(table), dtype=np.bool_)
         self.reset()
@@ -64,7 +67,7 @@ class Grammar:
         np.logical_and(self._follow[self._last], self._possible, out=self._allowed)
 
     def advance(self, token: int) -> None:
-        """Take note that ``token`` came. BOS and EOS begin anew; PAD and ids outside the vocabulary change nothing."""
+        """Take note that ``token`` came. BOS and EOS begin anew; PAD and ids out of range change nothing."""
         if not 0 <= token < len(self.table):
             return
         kind, value = self.table.kinds[token], self.table.values[token]
@@ -110,7 +113,9 @@ class Grammar:
             self._possible[list(self.table.off_ids.values())] = False
 
 
-def _follow_masks(table: EventTable, rules: Mapping[str, Any], eos: int | None) -> dict[str, NDArray[np.bool_]]:
+def _follow_masks(
+    table: EventTable, rules: Mapping[str, Any], eos: int | None
+) -> dict[str, NDArray[np.bool_]]:
     """For each last kind (and the start) the ids whose kind may follow: boolean [V] each."""
     may_follow = rules.get("may_follow")
     if not isinstance(may_follow, Mapping):
@@ -119,7 +124,9 @@ def _follow_masks(table: EventTable, rules: Mapping[str, Any], eos: int | None) 
     for last in (_START, *(kind for kind in KINDS if kind != "special")):
         following = rules.get(_START) if last == _START else may_follow.get(last)
         if not isinstance(following, list | tuple) or not set(following) <= set(KINDS):
-            raise BundleError(f"grammar: what may follow {last} is {following!r}, not a list of {', '.join(KINDS)}")
+            raise BundleError(
+                f"grammar: what may follow {last} is {following!r}, not a list of {', '.join(KINDS)}"
+            )
         if not set(following) & {"velocity", "shift"}:
             # Only these two are possible whatever sounds.
             raise BundleError(f"grammar: after {last} there may be no token left; allow shift or velocity")

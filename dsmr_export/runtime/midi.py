@@ -37,8 +37,8 @@ def read_midi(
 ) -> Performance:
     """The canonical performance of a Standard MIDI File (a path, its bytes, or an open binary file).
 
-    ``pitch_range`` is inclusive; ``name`` is what messages call the file. Raises ``MidiError`` for what is missing, empty,
-    not MIDI, cut short, endless, or without a note in range.
+    ``pitch_range`` is inclusive; ``name`` is what messages call the file. Raises ``MidiError`` for what is
+    missing, empty, not MIDI, cut short, endless, or without a note in range.
     """
     return read(source, pitch_range, step_ms, name).performance
 
@@ -72,7 +72,8 @@ def read(
     if not events and recorder.dropped:
         low, high = pitch_range
         raise MidiError(
-            f"{name}: all {recorder.dropped} notes lie outside the pitches {low}-{high} of the vocabulary; transpose it"
+            f"{name}: all {recorder.dropped} notes lie outside the pitches {low}-{high} of the vocabulary; "
+            "transpose it"
         )
     if not events:
         raise MidiError(f"{name}: holds no notes; give a MIDI file with at least one")
@@ -82,10 +83,12 @@ def read(
 def write_midi(
     performance: Performance, path: str | os.PathLike[str], program: int = 0, step_ms: int = STEP_MS
 ) -> None:
-    """Write a performance as a one-track MIDI file; the old file, if any, stays until the new one is complete.
+    """Write a performance as a one-track MIDI file; the old file, if any, stays until the new one is
+    complete.
 
-    One tick is one millisecond (500 ticks per quarter note at 120 bpm), so reading it back gives the same performance.
-    ``program`` is the General MIDI program, 0 = grand piano. Raises ``OutputError`` if it cannot be written.
+    One tick is one millisecond (500 ticks per quarter note at 120 bpm), so reading it back gives the same
+    performance. ``program`` is the General MIDI program, 0 = grand piano. Raises ``OutputError`` if it cannot
+    be written.
     """
     import mido
 
@@ -133,7 +136,7 @@ def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes], name: str | No
 
 
 def _parse(data: bytes, name: str) -> Any:
-    """A ``mido.MidiFile``: data bytes above 127 clipped, text taken as latin-1, so only broken structure is refused."""
+    """A ``mido.MidiFile``; data above 127 clipped, text as latin-1: only broken structure is refused."""
     import mido
 
     if not data:
@@ -160,7 +163,7 @@ def _parse(data: bytes, name: str) -> Any:
 
 
 def _timed(midi: Any, step_ms: int, name: str) -> Iterator[tuple[int, int, Any]]:
-    """(frame, track, message) in order of time, for the messages that matter here; in whole numbers, so without drift."""
+    """(frame, track, message) in order of time, of what ``_merged`` gives; whole numbers: no drift."""
     unit, per_second, smpte = 1, midi.ticks_per_beat * 1_000_000, midi.ticks_per_beat < 0
     if smpte:
         rate = -(midi.ticks_per_beat >> 8)  # frames of film per second
@@ -184,7 +187,7 @@ def _timed(midi: Any, step_ms: int, name: str) -> Iterator[tuple[int, int, Any]]
 
 
 def _merged(midi: Any) -> list[tuple[int, int, Any]]:
-    """(tick, track, message) of all tracks by tick; in a type 2 file, whose tracks are separate, one after the other."""
+    """(tick, track, message) of all tracks by tick, for what matters here; type 2: track after track."""
     merged: list[tuple[int, int, Any]] = []
     begin = 0
     for index, track in enumerate(midi.tracks):
@@ -193,12 +196,14 @@ def _merged(midi: Any) -> list[tuple[int, int, Any]]:
             tick += message.time
             kind = message.type
             if (
-                kind == "note_on"
-                or kind == "note_off"
-                or (kind == "control_change" and message.control in _CONTROLS)
+                (
+                    kind == "note_on"
+                    or kind == "note_off"
+                    or (kind == "control_change" and message.control in _CONTROLS)
+                )
+                or kind == "set_tempo"
+                or kind == "end_of_track"
             ):
-                merged.append((tick, index, message))
-            elif kind == "set_tempo" or kind == "end_of_track":
                 merged.append((tick, index, message))
         if midi.type == 2:
             begin = tick

@@ -1,9 +1,9 @@
-"""The canonical performance: piano notes on a grid of frames, from a MIDI file or from live events, by one definition.
+"""The canonical performance: piano notes on a grid of frames, the same from a MIDI file and from live events.
 
-Rules: frame = floor(seconds / step + 1/2); the pedal of a channel (CC64 >= 64) holds a note until it is lifted; a note
-struck again while it sounds ends at that frame; a note lasts at least one frame; strikes of one pitch within one frame are
-one note, as loud as the loudest, released with the last of them. A file reader and a live input feed the same ``Recorder``,
-so a model hears on the device exactly what it was trained on.
+Rules: frame = floor(seconds / step + 1/2); the pedal of a channel (CC64 >= 64) holds a note until it is
+lifted; a note struck again while it sounds ends at that frame; a note lasts at least one frame; strikes of
+one pitch within one frame are one note, as loud as the loudest, released with the last of them. A file reader
+and a live input feed the same ``Recorder``, so a model hears on the device exactly what it was trained on.
 """
 
 from __future__ import annotations
@@ -58,12 +58,14 @@ class _Voice:
 class Recorder:
     """Raw key and pedal events in, canonical ``KeyEvent`` out, in token order, each as soon as it is certain.
 
-    A frame is certain once a later one begins, so every method returns the events that became final by moving on to its
-    ``frame``: offs by (onset, pitch), then ons by pitch. Frames that run backwards (a jittering clock) count as now.
-    A release belongs to the ``track`` and ``channel`` that struck the note: with two hands in two tracks, the left hand
-    letting go of a key does not end the note that the right hand struck on it since.
+    A frame is certain once a later one begins, so every method returns the events that became final by moving
+    on to its ``frame``: offs by (onset, pitch), then ons by pitch. Frames that run backwards (a jittering
+    clock) count as now. A release belongs to the ``track`` and ``channel`` that struck the note: with two
+    hands in two tracks, the left hand letting go of a key does not end the note that the right hand struck on
+    it since.
 
-    ``pitch_range`` (inclusive) is what the vocabulary can say; notes outside are counted in ``dropped`` and left out.
+    ``pitch_range`` (inclusive) is what the vocabulary can say; notes outside are counted in ``dropped`` and
+    left out.
     """
 
     def __init__(self, pitch_range: tuple[int, int] = PIANO_RANGE) -> None:
@@ -132,7 +134,7 @@ class Recorder:
         return final
 
     def finish(self, frame: int | None = None) -> list[KeyEvent]:
-        """The input ends at ``frame`` (default: now): all that sounds ends there. The recorder is then as new."""
+        """The input ends at ``frame`` (default: now), and all that sounds with it; then it may start anew."""
         final = self.advance(self.frame if frame is None else frame)
         for voice in [*self._sounding.values(), *self._struck.values()]:
             self._release(voice)
@@ -187,7 +189,7 @@ def to_notes(events: Iterable[KeyEvent]) -> Performance:
 
 
 def to_events(performance: Performance) -> Iterator[KeyEvent]:
-    """Key events of a canonical performance in token order: by frame; offs by (onset, pitch), then ons by pitch."""
+    """A canonical performance in token order: by frame; offs by (onset, pitch), then ons by pitch."""
     offs = sorted(performance, key=lambda note: (note.end, note.start, note.pitch))
     position = 0
     for note in performance:
@@ -200,7 +202,7 @@ def to_events(performance: Performance) -> Iterator[KeyEvent]:
 
 
 def canonical(performance: Iterable[Note], pitch_range: tuple[int, int] = PIANO_RANGE) -> Performance:
-    """Any notes (edited, transposed, stretched: overlapping, out of range, empty) as a canonical performance."""
+    """Any notes (transposed, stretched, edited: overlapping, out of range) as a canonical performance."""
     raw: list[tuple[int, int, int, int, int]] = []
     for index, note in enumerate(performance):
         start = max(note.start, 0)
