@@ -7,11 +7,12 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +162,7 @@ def _tokenize_all(
     """(index, piece or the reason why not), in the order of completion."""
     if not missing:
         return
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+    workers = min(workers or _processors(), len(missing))
     with _bar(len(missing), progress) as advance:
         if workers == 1 or len(missing) <= _FEW:
             for index, piece, data, file in missing:
@@ -213,21 +214,20 @@ def _report(skipped: list[tuple[str, str]], total: int) -> None:
         print(f"skipped {len(skipped)} of {total} files", file=sys.stderr)
 
 
-class _bar:
-    """A progress bar on stderr as a context manager that gives the function to advance it."""
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, and the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, total: int, show: bool) -> None:
-        self.total, self.show = total, show
+    columns = (TextColumn("reading MIDI"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("reading MIDI"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), disable=not self.show)
-        self.progress.start()
-        task = self.progress.add_task("", total=self.total)
-        return lambda: self.progress.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # not Linux
