@@ -79,8 +79,19 @@ def data_options(command: Command) -> Command:
     """--data, --split and --limit, the same for every command that reads pieces."""
     for option in (
         click.option("--limit", type=click.IntRange(1), help="Only the first N pieces."),
-        click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Which part of the data."),
-        click.option("--data", "data_path", type=PATH, help="MIDI file, folder, or MAESTRO's zip.  [default: the bundled pieces]"),
+        click.option(
+            "--split",
+            type=click.Choice(SPLITS),
+            default="test",
+            show_default=True,
+            help="Which part of the data.",
+        ),
+        click.option(
+            "--data",
+            "data_path",
+            type=PATH,
+            help="MIDI file, folder, or MAESTRO's zip.  [default: the bundled pieces]",
+        ),
     ):
         command = option(command)
     return command
@@ -95,7 +106,9 @@ def _comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str]
         items = tuple(dict.fromkeys(item.strip() for item in value.split(",")))
         unknown = [item for item in items if item not in allowed]
         if unknown or ("none" in items and len(items) > 1):
-            raise click.BadParameter(f"{value!r} is not one of {', '.join(allowed)}, or some of them with commas")
+            raise click.BadParameter(
+                f"{value!r} is not one of {', '.join(allowed)}, or some of them with commas"
+            )
         return items
 
     return parse
@@ -104,13 +117,45 @@ def _comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str]
 @main.command("export")
 @click.option("--checkpoint", type=PATH, help="Checkpoint folder.  [default: the bundled one]")
 @click.option("--schedule", help="NAME, LIST (2048x2,256x6) or NAME:key=value,…  [default: the checkpoint's]")
-@click.option("--budget", type=click.IntRange(1), metavar="TOKENS", help="Sum of all horizons.  [default: the checkpoint's]")
-@click.option("--quantize", default="int8", show_default=True, callback=_comma_list("none", "int8"), help="none or int8.")
-@click.option("--ops", default="fused", show_default=True, callback=_comma_list("fused", "portable"), help="fused, portable, or both: fused,portable.")
-@click.option("--target", default="generic", show_default=True, help="Device profile: a name (dsmr targets) or a TOML file.")
-@click.option("-o", "--output", type=PATH, default=Path("dsmr-bundle"), show_default=True, help="Folder to write.")
-@click.option("--opset", type=click.IntRange(18), help="Opset of the graphs.  [default: fused 21, portable 18]")
-@click.option("--ir-version", type=click.IntRange(8, 10), default=10, show_default=True, help="ONNX IR version of the files.")
+@click.option(
+    "--budget",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Sum of all horizons.  [default: the checkpoint's]",
+)
+@click.option(
+    "--quantize",
+    default="int8",
+    show_default=True,
+    callback=_comma_list("none", "int8"),
+    help="none or int8.",
+)
+@click.option(
+    "--ops",
+    default="fused",
+    show_default=True,
+    callback=_comma_list("fused", "portable"),
+    help="fused, portable, or both: fused,portable.",
+)
+@click.option(
+    "--target",
+    default="generic",
+    show_default=True,
+    help="Device profile: a name (dsmr targets) or a TOML file.",
+)
+@click.option(
+    "-o", "--output", type=PATH, default=Path("dsmr-bundle"), show_default=True, help="Folder to write."
+)
+@click.option(
+    "--opset", type=click.IntRange(18), help="Opset of the graphs.  [default: fused 21, portable 18]"
+)
+@click.option(
+    "--ir-version",
+    type=click.IntRange(8, 10),
+    default=10,
+    show_default=True,
+    help="ONNX IR version of the files.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-gate", is_flag=True, help="Write the bundle even if parity is outside the gates.")
 @json_option
@@ -138,17 +183,30 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
     out.print(tables.parity_table(packed.parity, packed.manifest))
     if packed.worst_tensors:
         worst = packed.worst_tensors[0]
-        out.print(f"worst quantized tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise", highlight=False)
-    verdict = "inside the gates" if packed.parity["passed"] else "OUTSIDE the gates: " + "; ".join(packed.parity["failures"])
+        out.print(
+            f"worst quantized tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise",
+            highlight=False,
+        )
+    verdict = (
+        "inside the gates"
+        if packed.parity["passed"]
+        else "OUTSIDE the gates: " + "; ".join(packed.parity["failures"])
+    )
     out.print(f"parity: {verdict}", highlight=False)
     out.print(f"bundle: {packed.path}", highlight=False, soft_wrap=True)
 
 
 @main.command()
 @bundle_argument
-@click.option("--checkpoint", type=PATH, help="The checkpoint that the bundle was made from.  [default: the bundled one]")
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    help="The checkpoint that the bundle was made from.  [default: the bundled one]",
+)
 @data_options
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads for every graph.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads for every graph."
+)
 @click.option("--seed", default=0, show_default=True, help="Where segments are cut.")
 @json_option
 def check(
@@ -171,7 +229,7 @@ def check(
       dsmr check
       dsmr check dsmr-bundle --data maestro-v3.0.0-midi.zip --split test --limit 20
     """
-    from dsmr_export import parity, tables
+    from dsmr_export import tables
 
     opened = _open(bundle)
     log, out = Console(stderr=True), _stdout()
@@ -180,7 +238,10 @@ def check(
         log.print(f"{reason}: golden vectors instead", highlight=False)
         results = _check_golden(opened, threads)
         passed = all(result.passed for result in results)
-        found: dict[str, Any] = {"golden": {result.graph: vars(result) for result in results}, "passed": passed}
+        found: dict[str, Any] = {
+            "golden": {result.graph: vars(result) for result in results},
+            "passed": passed,
+        }
         if not as_json:
             out.print(tables.golden_table(results))
         if data_path is not None:
@@ -211,7 +272,9 @@ def check(
 @click.argument("checkpoint", type=PATH, required=False)
 @data_options
 @json_option
-def evaluate(checkpoint: Path | None, data_path: Path | None, split: str, limit: int | None, as_json: bool) -> None:
+def evaluate(
+    checkpoint: Path | None, data_path: Path | None, split: str, limit: int | None, as_json: bool
+) -> None:
     """Perplexity of a checkpoint in PyTorch, streamed over whole pieces.
 
     \b
@@ -243,25 +306,206 @@ def evaluate(checkpoint: Path | None, data_path: Path | None, split: str, limit:
         )
 
 
+@main.command()
+@bundle_argument
+@click.option("--prompt", type=PATH, help="MIDI file to continue.  [default: begin a piece]")
+@click.option("--save", type=PATH, required=True, help="MIDI file to write.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Length of the continuation, in seconds of music.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Same bundle, prompt, seed and machine: same notes."
+)
+@click.option("--with-prompt", is_flag=True, help="Put the prompt before the continuation.")
+@click.option("--graph", help="Which graph to run.  [default: the bundle's]")
+@click.option("--temperature", type=float, help="0 = always the most likely token.  [default: 1.0]")
+@click.option("--top-k", type=int, help="Only the k most likely tokens; 0 = all.  [default: 0]")
+@click.option(
+    "--top-p", type=float, help="Only the most likely tokens that make up p; 1 = all.  [default: 0.95]"
+)
+@click.option(
+    "--min-p", type=float, help="Only tokens at least so likely as this share of the likeliest.  [default: 0]"
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of onnxruntime."
+)
+@json_option
+def play(
+    bundle: Path | None,
+    prompt: Path | None,
+    save: Path,
+    seconds: float,
+    seed: int,
+    with_prompt: bool,
+    graph: str | None,
+    threads: int,
+    as_json: bool,
+    **sampling: float | None,
+) -> None:
+    """Continue a MIDI file, or begin a piece, and save it as MIDI.
+
+    \b
+    Example:
+      dsmr play --prompt in.mid --save out.mid --seconds 30 --seed 1
+    """
+    from dataclasses import replace
+
+    from dsmr_export.runtime import play as player
+
+    chosen = replace(
+        player.SAMPLING, **{name: value for name, value in sampling.items() if value is not None}
+    )
+    opened = _open(bundle)
+    heard = None
+    if prompt is not None:
+        reading = player.read_prompt(opened, prompt)
+        heard = reading.performance
+        if reading.dropped:
+            click.echo(
+                f"{prompt}: {reading.dropped} notes outside the model's pitches are left out", err=True
+            )
+    with _stage_bar(Console(stderr=True), "s") as progress:
+        made = player.continue_prompt(opened, heard, seconds, chosen, seed, graph, threads, progress)
+    made.save(save, with_prompt)
+    result = {
+        "saved": str(save),
+        "notes": len(made.performance),
+        "tokens": len(made.tokens),
+        "seconds": seconds,
+        "seed": seed,
+    }
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(
+            f"{save}: {result['notes']} notes in {seconds:g} s of music, {result['tokens']} tokens, seed {seed}"
+        )
+
+
+@main.command()
+@bundle_argument
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    help="The checkpoint that the bundle was made from.  [default: the bundled one]",
+)
+@click.option("--steps", type=click.IntRange(1), help="Steps of each to time.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each.")
+@json_option
+def bench(
+    bundle: Path | None, checkpoint: Path | None, steps: int | None, threads: int, as_json: bool
+) -> None:
+    """Time one step of every graph, sampling included, beside PyTorch eager's own, in turns.
+
+    \b
+    Example:
+      dsmr bench dsmr-bundle --threads 1
+    """
+    from dsmr_export import bench as benchmark
+
+    with _stage_bar(Console(stderr=True), "steps") as advance:
+
+        def progress(done: int, total: int) -> None:
+            advance("timing", done, total)
+
+        result = benchmark.run(_open(bundle), checkpoint, steps or benchmark.STEPS, threads, progress)
+    if as_json:
+        _print_json(result)
+    else:
+        benchmark.render(result, _stdout())
+
+
+@main.command()
+@bundle_argument
+@json_option
+def info(bundle: Path | None, as_json: bool) -> None:
+    """Say what a bundle holds: model, schedule, graphs, where it came from.
+
+    \b
+    Example:
+      dsmr info dsmr-bundle
+    """
+    from dsmr_export import schedule as schedules
+    from dsmr_export import tables
+
+    opened = _open(bundle)
+    manifest = opened.manifest
+    if as_json:
+        _print_json({"path": str(opened.path), **manifest.to_json()})
+        return
+    out, model = _stdout(), manifest.model
+    out.print(f"{manifest.name}  {opened.path}", highlight=False, soft_wrap=True)
+    out.print(
+        f"{model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv heads of {model.head_dim}; "
+        f"{model.vocab_size} tokens",
+        highlight=False,
+    )
+    horizons = schedules.compact(manifest.schedule.horizons)
+    out.print(
+        f"schedule {manifest.schedule.name}: {horizons} = {manifest.schedule.budget_tokens:,} tokens",
+        highlight=False,
+    )
+    out.print(
+        f"data: {manifest.provenance['data']}; licence {manifest.provenance['licence']}", highlight=False
+    )
+    out.print(tables.graph_table(manifest))
+
+
+@main.command("targets")
+@click.argument("name", required=False)
+def list_targets(name: str | None) -> None:
+    """List the device profiles, or show one.
+
+    \b
+    Example:
+      dsmr targets generic
+    """
+    from dsmr_export.targets import loader
+
+    for target in [loader.load(name)] if name else [loader.load(known) for known in loader.names()]:
+        click.echo(f"{target.name}: {target.summary}")
+        if name:
+            for quantization, recipe in target.recipes.items():
+                click.echo(
+                    f"  {quantization}: {recipe.kernel}, {recipe.activations} x {recipe.weights} ({recipe.source.strip()})"
+                )
+
+
 def _train_options(command: Command) -> Command:
     """One option per field of TrainConfig, from its name, type and default; torch is not needed to print them."""
     from dsmr_export.model.train_config import TrainConfig
 
     for field in reversed(fields(TrainConfig)):
         name = "--" + field.name.replace("_", "-")
-        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[str(field.type)]
-        command = click.option(name, type=kind, default=field.default, show_default=field.default is not None, help=field.metadata["help"])(command)
+        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[
+            str(field.type)
+        ]
+        command = click.option(
+            name,
+            type=kind,
+            default=field.default,
+            show_default=field.default is not None,
+            help=field.metadata["help"],
+        )(command)
     return command
 
 
 @main.command()
-@click.option("--data", "data_path", type=PATH, help="MIDI folder or zip with splits.  [default: the bundled pieces]")
+@click.option(
+    "--data", "data_path", type=PATH, help="MIDI folder or zip with splits.  [default: the bundled pieces]"
+)
 @click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its other options are kept.")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @_train_options
-def train(out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any) -> None:
+def train(
+    out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any
+) -> None:
     """Train a DSMR, one whole piece per lane, recurrent state carried from segment to segment.
 
     \b
@@ -277,7 +521,9 @@ def train(out: Path, data_path: Path | None, limit: int | None, resume: bool, de
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     meter = training.train(TrainConfig(**options), out, data_path, limit, device, resume)
-    click.echo(f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: {out / 'best'}")
+    click.echo(
+        f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: {out / 'best'}"
+    )
 
 
 def _require(package: str, extra: str) -> None:
@@ -285,7 +531,9 @@ def _require(package: str, extra: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise DsmrError(f"this command needs {package}, which the base install leaves out: pip install 'dsmr-export[{extra}]'")
+        raise DsmrError(
+            f"this command needs {package}, which the base install leaves out: pip install 'dsmr-export[{extra}]'"
+        )
 
 
 def _open(path: Path | None) -> Bundle:
@@ -308,7 +556,9 @@ def _reference(bundle: Bundle, checkpoint: Path | None) -> tuple[Checkpoint | No
     if source.sha256 == wanted:
         return source, ""
     if checkpoint is not None:
-        raise CheckpointError(f"{checkpoint} is not what the bundle was made from (SHA-256 {source.sha256[:12]}…, expected {str(wanted)[:12]}…)")
+        raise CheckpointError(
+            f"{checkpoint} is not what the bundle was made from (SHA-256 {source.sha256[:12]}…, expected {str(wanted)[:12]}…)"
+        )
     return None, "the bundle was not made from the bundled checkpoint (name its own with --checkpoint)"
 
 
@@ -318,18 +568,29 @@ def _check_golden(bundle: Bundle, threads: int) -> list[Any]:
     return [check_golden(bundle, name, threads) for name in bundle.manifest.graphs]
 
 
-def _pieces_through_miditok(source: Checkpoint, data_path: Path | None, split: str, limit: int | None) -> list[Any]:
+def _pieces_through_miditok(
+    source: Checkpoint, data_path: Path | None, split: str, limit: int | None
+) -> list[Any]:
     from dsmr_export.model import data
     from dsmr_export.model import tokenizer as tokens
 
-    return [piece.ids for piece in data.load(data_path, _split(data_path, split), tokens.load(source.tokenizer_path), limit).pieces]
+    return [
+        piece.ids
+        for piece in data.load(
+            data_path, _split(data_path, split), tokens.load(source.tokenizer_path), limit
+        ).pieces
+    ]
 
 
 def _pieces_on_device(bundle: Bundle, data_path: Path, split: str, limit: int | None) -> list[Any]:
     """Through the runtime's own MIDI reader and encoder; what cannot be read is named and left out."""
     from dsmr_export import corpus, parity
 
-    return parity.read_pieces(bundle, corpus.pieces(data_path, _split(data_path, split), limit), lambda text: click.echo(text, err=True))
+    return parity.read_pieces(
+        bundle,
+        corpus.pieces(data_path, _split(data_path, split), limit),
+        lambda text: click.echo(text, err=True),
+    )
 
 
 def _split(data_path: Path | None, split: str) -> str | None:
@@ -337,12 +598,38 @@ def _split(data_path: Path | None, split: str) -> str | None:
     return None if data_path is not None and data_path.suffix.lower() in (".mid", ".midi") else split
 
 
-def _with_bar(log: Console, bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int) -> dict[str, Any]:
+def _with_bar(
+    log: Console, bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int
+) -> dict[str, Any]:
     from dsmr_export import parity
 
     streams = 2 * len(bundle.manifest.graphs) + (network is not None)
     with _token_bar(log, "checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
         return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
+
+
+@contextmanager
+def _stage_bar(console: Console, unit: str) -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar for each stage; the function it gives is told the stage, what is done and what there is, in `unit`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount = TextColumn("{task.completed:.0f} of {task.total:.0f} " + unit)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: float, total: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield advance
 
 
 @contextmanager

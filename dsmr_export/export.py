@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dsmr_export.errors import GraphError
 from dsmr_export.model import lowering
 from dsmr_export.model.network import DSMR, LayerState, Windows
-from dsmr_export.state import KINDS, StateTensor, StreamRule, fused_state, portable_state
+from dsmr_export.state import KINDS, StateTensor, fused_state, portable_state
 
 OPSETS = {"fused": 21, "portable": 18}
 """Default opsets; 18 is the floor of torch's exporter, and fused Gelu needs 20."""
@@ -101,10 +101,14 @@ def graph_inputs(network: DSMR, ops: str) -> dict[str, tuple[str, tuple[int | st
 
 def graph_outputs(network: DSMR, ops: str) -> dict[str, tuple[str, tuple[int | str, ...]]]:
     logits = ("float32", (1, "S", network.config.vocab_size))
-    return {"logits": logits} | {tensor.output: (tensor.dtype, tensor.shape) for tensor in graph_state(network, ops)}
+    return {"logits": logits} | {
+        tensor.output: (tensor.dtype, tensor.shape) for tensor in graph_state(network, ops)
+    }
 
 
-def export_graph(network: DSMR, ops: str, path: Path, opset: int | None = None, ir_version: int = IR_VERSION) -> None:
+def export_graph(
+    network: DSMR, ops: str, path: Path, opset: int | None = None, ir_version: int = IR_VERSION
+) -> None:
     """Writes one ONNX file (no external data) for `ops` = fused or portable.
 
     Raises GraphError with every difference from the contract at once: names, axes, dtypes, shapes, repeated weights.
@@ -166,7 +170,10 @@ def interface_problems(
     outputs: Mapping[str, tuple[str, Sequence[int | str]]],
 ) -> Iterator[str]:
     """Each difference between a graph's inputs and outputs and what they should be, as a phrase."""
-    for what, values, wanted in (("input", model.graph.input, inputs), ("output", model.graph.output, outputs)):
+    for what, values, wanted in (
+        ("input", model.graph.input, inputs),
+        ("output", model.graph.output, outputs),
+    ):
         names = [value.name for value in values]
         if names != list(wanted):
             yield f"{what}s are {names}, expected {list(wanted)}"
@@ -229,7 +236,9 @@ def _share_head(model: onnx.ModelProto) -> None:
     for tensor in list(model.graph.initializer):
         if tensor.name == HEAD:
             model.graph.initializer.remove(tensor)
-            transpose = onnx.helper.make_node("Transpose", [EMBEDDING], [HEAD], name="head.transpose", perm=[1, 0])
+            transpose = onnx.helper.make_node(
+                "Transpose", [EMBEDDING], [HEAD], name="head.transpose", perm=[1, 0]
+            )
             model.graph.node.insert(0, transpose)
 
 

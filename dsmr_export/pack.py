@@ -80,7 +80,9 @@ class Request:
         """Names of the graphs to make. Raises DsmrError for a combination that makes no sense."""
         wanted = [name for name in self.quantize if name != "none"]
         if wanted and "fused" not in self.ops:
-            raise DsmrError(f"--quantize {','.join(wanted)} quantizes the fused graph: add fused to --ops or use --quantize none")
+            raise DsmrError(
+                f"--quantize {','.join(wanted)} quantizes the fused graph: add fused to --ops or use --quantize none"
+            )
         fused = ["fp32", *wanted] if "fused" in self.ops else []
         return fused + (["portable"] if "portable" in self.ops else [])
 
@@ -95,7 +97,9 @@ class Packed:
     worst_tensors: list[quantize.TensorError]
 
 
-def pack(request: Request, say: Say = lambda text: None, progress: Callable[[int], None] = lambda tokens: None) -> Packed:
+def pack(
+    request: Request, say: Say = lambda text: None, progress: Callable[[int], None] = lambda tokens: None
+) -> Packed:
     """Makes a bundle. say gets one line a stage; progress how many tokens of the parity check were streamed, of `gate_work`.
 
     Raises OutputExistsError, CheckpointError, ScheduleError, TargetError, GraphError, ParityError, OutputError; none leaves a trace.
@@ -109,7 +113,10 @@ def pack(request: Request, say: Say = lambda text: None, progress: Callable[[int
             recipes.recipe(name)
     source = checkpoints.load(request.checkpoint)
     schedule = schedules.build(
-        request.schedule or source.schedule.text, source.config.layers, request.budget, source.schedule.budget_tokens
+        request.schedule or source.schedule.text,
+        source.config.layers,
+        request.budget,
+        source.schedule.budget_tokens,
     )
     say(schedules.describe(schedule))
     for sentence in schedules.changes(source.schedule, schedule):
@@ -197,13 +204,18 @@ def _manifest(
     )
 
 
-def _graph_entry(name: str, network: DSMR, folder: Path, errors: Sequence[quantize.TensorError]) -> GraphEntry:
+def _graph_entry(
+    name: str, network: DSMR, folder: Path, errors: Sequence[quantize.TensorError]
+) -> GraphEntry:
     ops = "portable" if name == "portable" else "fused"
     path = folder / FILES[name]
     model = onnx.load(path, load_external_data=False)
     quantization = None
     if name == "int8":
-        quantization = {**quantize.INT8, "tensors": {e.tensor: {"type": "int8", "sqnr_db": e.sqnr_db} for e in errors}}
+        quantization = {
+            **quantize.INT8,
+            "tensors": {e.tensor: {"type": "int8", "sqnr_db": e.sqnr_db} for e in errors},
+        }
     return GraphEntry(
         file=FILES[name],
         sha256=file_sha256(path),
@@ -225,22 +237,30 @@ def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
     rule = next(iter(bundle.manifest.graphs.values())).stream
     length = min(len(ids), max(GOLDEN_STORED, rule.wrap_at + 4 * rule.period + GOLDEN_STORED // 2))
     inputs = ids[:length].astype(np.int64)
-    segments = np.array(parity.random_cuts(length, MAX_SEGMENT // 4, np.random.default_rng(0)), dtype=np.int64)
+    segments = np.array(
+        parity.random_cuts(length, MAX_SEGMENT // 4, np.random.default_rng(0)), dtype=np.int64
+    )
     last = np.arange(length - GOLDEN_STORED // 2, length)
     spread = np.linspace(0, last[0], GOLDEN_STORED // 2, endpoint=False).astype(np.int64)
     positions = np.concatenate([spread, last])
     logits = {}
     for name in bundle.manifest.graphs:
         stream, cuts = Stream(bundle, name), np.cumsum(segments)[:-1]
-        logits[f"logits.{name}"] = np.concatenate([stream.feed(part) for part in np.split(inputs, cuts)])[positions]
-    np.savez_compressed(bundle.path / GOLDEN, input_ids=inputs, segments=segments, positions=positions, **logits)
+        logits[f"logits.{name}"] = np.concatenate([stream.feed(part) for part in np.split(inputs, cuts)])[
+            positions
+        ]
+    np.savez_compressed(
+        bundle.path / GOLDEN, input_ids=inputs, segments=segments, positions=positions, **logits
+    )
 
 
 def _finished(manifest: Manifest, folder: Path, kept: Sequence[str], result: dict[str, Any]) -> Manifest:
     from dataclasses import replace
 
     with np.load(folder / GOLDEN) as golden:
-        arrays = {name: golden[name] for name in golden.files if not name.startswith("logits.") or name[7:] in kept}
+        arrays = {
+            name: golden[name] for name in golden.files if not name.startswith("logits.") or name[7:] in kept
+        }
     np.savez_compressed(folder / GOLDEN, **arrays)
     return replace(
         manifest,
@@ -252,7 +272,16 @@ def _finished(manifest: Manifest, folder: Path, kept: Sequence[str], result: dic
 
 def versions() -> dict[str, str]:
     """Of everything whose version shows in the bundle's bytes or figures."""
-    packages = ("dsmr-export", "torch", "onnx", "onnxscript", "onnxruntime", "optimum-onnx", "miditok", "numpy")
+    packages = (
+        "dsmr-export",
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "optimum-onnx",
+        "miditok",
+        "numpy",
+    )
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
@@ -271,7 +300,9 @@ def _new_folder(output: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(f"{output} could not be written ({reason}): nothing was left behind; give another --output") from error
+        raise OutputError(
+            f"{output} could not be written ({reason}): nothing was left behind; give another --output"
+        ) from error
 
 
 def _rename(folder: Path, output: Path, force: bool) -> None:
@@ -297,7 +328,12 @@ def summary(packed: Packed) -> dict[str, Any]:
         "path": str(packed.path),
         "schedule": {"name": manifest.schedule.name, "horizons": list(manifest.schedule.horizons)},
         "graphs": {
-            name: {"file": entry.file, "bytes": entry.bytes, "state_bytes": entry.state_bytes, **packed.parity["graphs"][name]}
+            name: {
+                "file": entry.file,
+                "bytes": entry.bytes,
+                "state_bytes": entry.state_bytes,
+                **packed.parity["graphs"][name],
+            }
             for name, entry in manifest.graphs.items()
         },
         "worst_tensors": [asdict(error) for error in packed.worst_tensors[:3]],

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from dsmr_export import corpus
 from dsmr_export.errors import DataError, MidiError, ParityError
-from dsmr_export.runtime import metrics, midi
+from dsmr_export.runtime import metrics, play
 from dsmr_export.runtime.bundle import Bundle
-from dsmr_export.runtime.events import EventTable, encode
 from dsmr_export.runtime.stream import Stream
 
 if TYPE_CHECKING:
@@ -84,7 +83,9 @@ class Tally:
     def figures(self, referenced: bool) -> dict[str, Any]:
         perplexity = float(np.exp(self.nll / self.tokens))
         if not referenced:
-            unknown = dict.fromkeys(("relative_change", "kl_mean", "kl_max", "top1_agreement", "max_abs_logit"))
+            unknown = dict.fromkeys(
+                ("relative_change", "kl_mean", "kl_max", "top1_agreement", "max_abs_logit")
+            )
             return {"perplexity": perplexity, "reference_perplexity": None, **unknown}
         return {
             "perplexity": perplexity,
@@ -148,7 +149,11 @@ def check(
         for (name, way), tally in tallies.items():
             stream = streams[name]
             stream.reset()
-            cuts = random_cuts(len(inputs), bundle.graph(name).stream.max_segment, rng) if way == "cut" else [1] * len(inputs)
+            cuts = (
+                random_cuts(len(inputs), bundle.graph(name).stream.max_segment, rng)
+                if way == "cut"
+                else [1] * len(inputs)
+            )
             tally.add(_compare(_feed(stream, inputs, cuts), targets, reference))
             progress(len(inputs))
     referenced = network is not None
@@ -171,17 +176,16 @@ def read_pieces(bundle: Bundle, found: Sequence[corpus.Piece], say: Callable[[st
 
     Raises DataError if none can be read.
     """
-    table, special = EventTable.from_entry(bundle.manifest.events), bundle.manifest.special
     pieces: list[Ids] = []
     for piece, content in corpus.read_all(found):
         try:
             if isinstance(content, DataError):
                 raise content
-            performance = midi.read_midi(content, table.pitch_range, int(bundle.manifest.events.step_ms), piece.name)
+            reading = play.read_prompt(bundle, content, piece.name)
         except (DataError, MidiError) as error:
             say(f"skipped {error}")
             continue
-        pieces.append(np.array([special.bos, *encode(performance, table), special.eos]))
+        pieces.append(np.array(play.encode_piece(bundle, reading.performance)))
     if not pieces:
         raise DataError(f"none of {len(found)} files could be read")
     return pieces
@@ -193,14 +197,21 @@ def gate_failures(bundle: Bundle, figures: Mapping[str, Mapping[str, Any]]) -> l
     for name, values in figures.items():
         gate = EXACT if bundle.graph(name).quantization is None else QUANTIZED
         found += [f"{name}: {failure}" for failure in gate.failures(values)]
-        found += [f"{name}, token by token: {failure}" for failure in gate.failures(values.get("token_by_token", values))]
+        found += [
+            f"{name}, token by token: {failure}"
+            for failure in gate.failures(values.get("token_by_token", values))
+        ]
     return list(dict.fromkeys(found))
 
 
 def require(result: Mapping[str, Any]) -> None:
     """Raises ParityError with everything that failed."""
     if not result["passed"]:
-        raise ParityError("parity is outside the gates: " + "; ".join(result["failures"]) + " (--no-gate writes the bundle anyway)")
+        raise ParityError(
+            "parity is outside the gates: "
+            + "; ".join(result["failures"])
+            + " (--no-gate writes the bundle anyway)"
+        )
 
 
 def random_cuts(tokens: int, longest: int, rng: np.random.Generator) -> list[int]:

@@ -14,8 +14,15 @@ from onnx import numpy_helper
 
 from dsmr_export import export
 from dsmr_export.errors import GraphError
+from dsmr_export.runtime.session import load_onnxruntime
 
-INT8 = {"weights": "int8", "activations": "uint8", "granularity": "per_channel", "mode": "dynamic", "kernel": "DynamicQuantizeMatMul"}
+INT8 = {
+    "weights": "int8",
+    "activations": "uint8",
+    "granularity": "per_channel",
+    "mode": "dynamic",
+    "kernel": "DynamicQuantizeMatMul",
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,10 @@ def quantize_int8(source: Path, target: Path) -> list[TensorError]:
 
     Raises GraphError if a matrix product with a constant weight was left in float.
     """
+    load_onnxruntime()  # its telemetry is switched off before optimum imports it
+    from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import QuantizationConfig
-    from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
 
     config = QuantizationConfig(
         is_static=False,
@@ -70,7 +78,9 @@ def _untie_head(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
         if node.op_type == "Transpose" and node.input[0] in constants:
             array = numpy_helper.to_array(constants[node.input[0]])
             model.graph.node.remove(node)
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array.T), node.output[0]))
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(array.T), node.output[0])
+            )
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     return {
         node.input[1]: numpy_helper.to_array(constants[node.input[1]])

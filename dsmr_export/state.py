@@ -85,7 +85,9 @@ def present_name(layer: int, kind: str) -> str:
     return f"present.{layer}.{kind}"
 
 
-def fused_state(horizons: Sequence[int], kv_heads: int, head_dim: int, dtype: str = "float32") -> tuple[StateTensor, ...]:
+def fused_state(
+    horizons: Sequence[int], kv_heads: int, head_dim: int, dtype: str = "float32"
+) -> tuple[StateTensor, ...]:
     """State of the `fused` graph: [1, kv_heads, C, D] per layer and kind, C = horizon + 1 + slack, updated in place."""
     return _state(horizons, [fused_capacity(h) for h in horizons], kv_heads, head_dim, dtype)
 
@@ -103,7 +105,15 @@ def _state(
     horizons: Sequence[int], rows: Sequence[int], kv_heads: int, head_dim: int, dtype: str
 ) -> tuple[StateTensor, ...]:
     return tuple(
-        StateTensor(layer, kind, past_name(layer, kind), present_name(layer, kind), (1, kv_heads, m, head_dim), dtype, h)
+        StateTensor(
+            layer,
+            kind,
+            past_name(layer, kind),
+            present_name(layer, kind),
+            (1, kv_heads, m, head_dim),
+            dtype,
+            h,
+        )
         for layer, (h, m) in enumerate(zip(horizons, rows, strict=True))
         for kind in KINDS
     )

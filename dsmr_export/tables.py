@@ -14,7 +14,9 @@ from dsmr_export.manifest import Manifest
 def parity_table(result: Mapping[str, Any], manifest: Manifest) -> Table:
     """One row per graph and way of feeding it: sizes, perplexity, and the distance from PyTorch."""
     title = f"{result['tokens']:,} tokens of {result['pieces']} pieces"
-    table = _table("graph", "file", "state", "perplexity", "PyTorch", "change", "KL mean", "KL max", "top-1", title=title)
+    table = _table(
+        "graph", "file", "state", "perplexity", "PyTorch", "change", "KL mean", "KL max", "top-1", title=title
+    )
     for name, figures in result["graphs"].items():
         entry = manifest.graphs[name]
         table.add_row(name, size(entry.bytes), size(entry.state_bytes), *_figures(figures))
@@ -51,7 +53,9 @@ def golden_table(results: Iterable[Any]) -> Table:
 
 def graph_table(manifest: Manifest) -> Table:
     """What the bundle holds."""
-    table = _table("graph", "file", "bytes", "state bytes", "operators", "opset", "needs onnxruntime", "default")
+    table = _table(
+        "graph", "file", "bytes", "state bytes", "operators", "opset", "needs onnxruntime", "default"
+    )
     for name, entry in manifest.graphs.items():
         default = "yes" if name == manifest.default_graph else ""
         table.add_row(

@@ -70,7 +70,9 @@ def load(folder: str | Path | None = None) -> Checkpoint:
     path = Path(folder) if folder is not None else DEFAULT
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path}: {name} is missing; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}")
+            raise CheckpointError(
+                f"checkpoint {path}: {name} is missing; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+            )
     values = _read_config(path / CONFIG)
     config = ModelConfig.from_dict(values)
     try:
@@ -95,10 +97,18 @@ def save(
     about: `data` and `licence`, kept in config.json and passed on to the bundle's provenance.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format_version": FORMAT_VERSION, **network.config.to_dict(), "schedule": schedule.text, **about}
+    config = {
+        "format_version": FORMAT_VERSION,
+        **network.config.to_dict(),
+        "schedule": schedule.text,
+        **about,
+    }
     write_json(folder / CONFIG, config)
     write_atomically(folder / TOKENIZER, tokenizer_json.encode())
-    save_tensors(folder / WEIGHTS, {n: t.detach().to("cpu", dtype).contiguous() for n, t in network.state_dict().items()})
+    save_tensors(
+        folder / WEIGHTS,
+        {n: t.detach().to("cpu", dtype).contiguous() for n, t in network.state_dict().items()},
+    )
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -120,7 +130,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}")
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format_version {version}; this version of dsmr-export reads {FORMAT_VERSION}: upgrade it")
+        raise CheckpointError(
+            f"{path} has format_version {version}; this version of dsmr-export reads {FORMAT_VERSION}: upgrade it"
+        )
     return values
 
 
@@ -129,15 +141,23 @@ def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not safetensors ({error}): copy or download it again") from error
+        raise CheckpointError(
+            f"{path} is truncated or not safetensors ({error}): copy or download it again"
+        ) from error
     for name, shape in shapes.items():
         if name not in found:
             raise CheckpointError(f"{path} lacks tensor {name} {list(shape)}")
         if tuple(found[name].shape) != shape:
-            raise CheckpointError(f"{path}: tensor {name} should be {list(shape)}, got {list(found[name].shape)}: does config.json belong to it?")
+            raise CheckpointError(
+                f"{path}: tensor {name} should be {list(shape)}, got {list(found[name].shape)}: does config.json belong to it?"
+            )
         if found[name].dtype not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} is {found[name].dtype}; write float32, float16 or bfloat16")
+            raise CheckpointError(
+                f"{path}: tensor {name} is {found[name].dtype}; write float32, float16 or bfloat16"
+            )
     unknown = sorted(set(found) - set(shapes))
     if unknown:
-        raise CheckpointError(f"{path} has tensors that this architecture does not know: {', '.join(unknown[:4])}")
+        raise CheckpointError(
+            f"{path} has tensors that this architecture does not know: {', '.join(unknown[:4])}"
+        )
     return {name: tensor.float() for name, tensor in found.items()}

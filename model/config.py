@@ -45,7 +45,9 @@ class ModelConfig:
         """Picks the model's keys out of a larger mapping. Raises CheckpointError naming the missing ones."""
         missing = [f.name for f in fields(cls) if f.name not in values]
         if missing:
-            raise CheckpointError(f"model config lacks {', '.join(missing)}: add them as docs/checkpoint.md says")
+            raise CheckpointError(
+                f"model config lacks {', '.join(missing)}: add them as docs/checkpoint.md says"
+            )
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class RecurrentState:
 
     def reset(self, lanes: Tensor) -> RecurrentState:
         """The state with the lanes that a bool [B] marks emptied: their old rows stay, but are never read."""
-        return RecurrentState(self.layers, self.position.masked_fill(lanes, 0), self.length.masked_fill(lanes, 0))
+        return RecurrentState(
+            self.layers, self.position.masked_fill(lanes, 0), self.length.masked_fill(lanes, 0)
+        )
 
 
 @dataclass
@@ -77,7 +79,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def windowed_attention(qkv: Tensor, past: LayerState, windows: Windows, heads: int, horizon: int) -> tuple[Tensor, LayerState]:
+def windowed_attention(
+    qkv: Tensor, past: LayerState, windows: Windows, heads: int, horizon: int
+) -> tuple[Tensor, LayerState]:
     """Attention of a segment over the state and itself, each query over its own window.
 
     qkv: [B, S, (heads + 2·kv_heads)·D], all q heads, then k, then v. past: keys, values [B, kv_heads, horizon, D].
@@ -104,7 +108,9 @@ def windowed_attention(qkv: Tensor, past: LayerState, windows: Windows, heads: i
 def _window_mask(length: int, horizon: int, past_length: Tensor) -> Tensor:
     """Which of the horizon + S keys each of S queries sees: bool [B, 1, S, horizon + S]."""
     query = torch.arange(length, device=past_length.device)[:, None]
-    key = torch.arange(horizon + length, device=past_length.device)[None, :] - horizon  # 0 = first token of the segment
+    key = (
+        torch.arange(horizon + length, device=past_length.device)[None, :] - horizon
+    )  # 0 = first token of the segment
     window = (key <= query) & (key >= query - horizon)
     return window & (key >= -past_length[:, None, None, None])
 
@@ -117,7 +123,9 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
-def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, past_length: Tensor, horizon: int, block: int) -> Tensor:
+def _attend_blocks(
+    q: Tensor, keys: Tensor, values: Tensor, past_length: Tensor, horizon: int, block: int
+) -> Tensor:
     """The same as one call over all keys, but each block of queries reads only the horizon + block keys it can see."""
     batch, _, length, _ = q.shape
     parts = []
@@ -144,7 +152,9 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, past: LayerState, windows: Windows | lowering.FusedWindows, horizon: int) -> tuple[Tensor, LayerState]:
+    def attend(
+        self, x: Tensor, past: LayerState, windows: Windows | lowering.FusedWindows, horizon: int
+    ) -> tuple[Tensor, LayerState]:
         qkv = self.qkv(x)
         if isinstance(windows, lowering.FusedWindows):
             attended, present = lowering.group_query_attention(qkv, past, windows, self.heads, horizon)
@@ -178,14 +188,21 @@ class DSMR(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / ((2 * self.config.layers) ** 0.5 if residual else 1), generator=generator)
+                nn.init.normal_(
+                    parameter,
+                    std=0.02 / ((2 * self.config.layers) ** 0.5 if residual else 1),
+                    generator=generator,
+                )
 
     def empty_state(self, batch: int = 1, position: int = 0) -> RecurrentState:
         """State of a stream that has read nothing; `position` moves its origin."""
         weight = self.embedding.weight
         shape = (batch, self.config.kv_heads)
         layers = [
-            (weight.new_zeros(*shape, h, self.config.head_dim), weight.new_zeros(*shape, h, self.config.head_dim))
+            (
+                weight.new_zeros(*shape, h, self.config.head_dim),
+                weight.new_zeros(*shape, h, self.config.head_dim),
+            )
             for h in self.horizons
         ]
         start = torch.full((batch,), position, dtype=torch.int64, device=weight.device)
@@ -198,7 +215,9 @@ class DSMR(nn.Module):
         """
         state = state.detach()
         position = state.position[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        cos, sin = rope_tables(position, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype)
+        cos, sin = rope_tables(
+            position, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype
+        )
         logits, layers = self.run(input_ids, state.layers, Windows(cos[:, None], sin[:, None], state.length))
         consumed = input_ids.shape[1]
         return logits, RecurrentState(layers, state.position + consumed, state.length + consumed)
@@ -213,7 +232,9 @@ class DSMR(nn.Module):
         present: list[LayerState] = []
         residual = self.dropout(self.embedding(input_ids))
         x = first_norm(residual, self.layers[0].attention_norm)
-        for layer, layer_past, horizon, next_norm in zip(self.layers, past, self.horizons, after, strict=True):
+        for layer, layer_past, horizon, next_norm in zip(
+            self.layers, past, self.horizons, after, strict=True
+        ):
             attended, layer_present = layer.attend(x, layer_past, windows, horizon)
             present.append(layer_present)
             x, residual = add_norm(attended, residual, layer.mlp_norm)

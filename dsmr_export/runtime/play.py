@@ -208,10 +208,15 @@ def continue_prompt(
     return Continuation(to_notes(events + decoder.close(frames)), tokens, heard, frames, table.step_ms)
 
 
-def read_prompt(bundle: Bundle, source: str | os.PathLike[str] | bytes | IO[bytes]) -> Reading:
-    """A MIDI file in the frames and pitches of the bundle's vocabulary. Raises ``MidiError``."""
+def read_prompt(
+    bundle: Bundle, source: str | os.PathLike[str] | bytes | IO[bytes], name: str | None = None
+) -> Reading:
+    """A MIDI file in the frames and pitches of the bundle's vocabulary; ``name`` is what messages call it.
+
+    Raises ``MidiError``.
+    """
     table = bundle.event_table
-    return read(source, table.pitch_range, table.step_ms)
+    return read(source, table.pitch_range, table.step_ms, name)
 
 
 def prompt_ids(performance: Performance, table: EventTable) -> list[int]:
