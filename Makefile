@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTHON ?= python3
 
-.PHONY: all install lint types test test-slow wheel wheel-check lock clean
+.PHONY: all install lint types test test-slow wheel wheel-check lock default-checkpoint default-bundle figures clean
 
 all: lint types test test-slow wheel-check
 
@@ -38,6 +38,17 @@ wheel-check: wheel
 # A new constraints.txt from a fresh environment; the three versions that figures were taken with stay.
 lock:
 	scripts/lock.sh
+
+# What a release makes: the bundled checkpoint from a training run (RUN=folder), the prebuilt bundle from the checkpoint.
+default-checkpoint:
+	$(BIN)/python scripts/make_default_checkpoint.py $(RUN)
+
+default-bundle:
+	$(BIN)/python scripts/make_default_bundle.py
+
+# The pictures of README.md.
+figures:
+	$(BIN)/python docs/draw_state_flow.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
