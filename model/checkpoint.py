@@ -1,4 +1,4 @@
-"""A checkpoint: one folder with `model.safetensors`, `config.json` and `tokenizer.json`. No pickle is ever loaded.
+"""A checkpoint: one folder with `model.safetensors`, `config.json` and `tokenizer.json`; never a pickle.
 
 The tensors and keys are fixed so that another trainer can write one; docs/checkpoint.md lists them.
 """
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dsmr_export import schedule as schedules
-from dsmr_export.errors import CheckpointError, ScheduleError
+from dsmr_export.errors import CheckpointError, OutputError, ScheduleError
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.network import DSMR
 from dsmr_export.runtime.bundle import file_sha256
@@ -34,7 +34,10 @@ DEFAULT = Path(__file__).parent / "default"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint folder. weights: the tensors by name, float32; data, licence: what config.json says of the training data."""
+    """A loaded checkpoint folder.
+
+    weights: the tensors by name, float32. data, licence: what config.json says of the training data.
+    """
 
     path: Path
     config: ModelConfig
@@ -71,14 +74,23 @@ def load(folder: str | Path | None = None) -> Checkpoint:
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (path / name).is_file():
             raise CheckpointError(
-                f"checkpoint {path}: {name} is missing; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+                f"checkpoint {path}: {name} is missing; a checkpoint is a folder with {CONFIG}, {WEIGHTS} "
+                f"and {TOKENIZER}"
             )
     values = _read_config(path / CONFIG)
-    config = ModelConfig.from_dict(values)
     try:
-        schedule = schedules.build(values["schedule"], config.layers)
-    except (KeyError, AttributeError, ScheduleError) as error:
-        raise CheckpointError(f"checkpoint {path}: {CONFIG} has no usable schedule: {error}") from error
+        config = ModelConfig.from_dict(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error}") from error
+    text = values.get("schedule")
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"{path / CONFIG}: schedule must be a text such as 2048x2,256x6, got {json.dumps(text)}"
+        )
+    try:
+        schedule = schedules.build(text, config.layers)
+    except ScheduleError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error}") from error
     weights = _read_weights(path / WEIGHTS, expected_shapes(config))
     about = {key: str(values[key]) for key in ("data", "licence") if key in values}
     return Checkpoint(path, config, schedule, weights, file_sha256(path / WEIGHTS), **about)
@@ -111,10 +123,21 @@ def save(
     )
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Replaces a safetensors file in one step. Raises OutputError; then `path` is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            save_file(tensors, temporary, metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:  # the library wraps what the disk says
+        raise OutputError(
+            f"{path}: cannot be written ({error}); choose another place or make room"
+        ) from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -123,7 +146,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(values, dict):
@@ -131,7 +154,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format_version {version}; this version of dsmr-export reads {FORMAT_VERSION}: upgrade it"
+            f"{path} has format_version {version}; this version of dsmr-export reads {FORMAT_VERSION}: "
+            "upgrade it"
         )
     return values
 
@@ -149,7 +173,8 @@ def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
             raise CheckpointError(f"{path} lacks tensor {name} {list(shape)}")
         if tuple(found[name].shape) != shape:
             raise CheckpointError(
-                f"{path}: tensor {name} should be {list(shape)}, got {list(found[name].shape)}: does config.json belong to it?"
+                f"{path}: tensor {name} should be {list(shape)}, got {list(found[name].shape)}: "
+                f"does {CONFIG} belong to it?"
             )
         if found[name].dtype not in DTYPES:
             raise CheckpointError(

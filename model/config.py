@@ -37,7 +37,7 @@ class ModelConfig:
             raise CheckpointError(f"model config: head_dim must be a multiple of 16, got {self.head_dim}")
         if self.heads % self.kv_heads:
             raise CheckpointError(
-                f"model config: heads must be a multiple of kv_heads, got heads {self.heads}, kv_heads {self.kv_heads}"
+                f"model config: heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
             )
 
     @classmethod

@@ -44,18 +44,18 @@ def evaluate(
     pieces: Sequence[Sequence[int]],
     segment: int = 512,
     lanes: int = 8,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluation:
     """Streams pieces (token ids, BOS first, EOS last) through the network, `lanes` at a time, longest first.
 
-    progress is called with the number of tokens read so far. The network's mode (train or eval) is kept as it was.
+    progress is told how many more tokens were read. The network's mode (train or eval) is kept as it was.
     """
     device = network.embedding.weight.device
     order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
     found: list[list[NDArray[np.float64]]] = [[] for _ in pieces]
     source = Lanes(lambda n: pieces[order[n]] if n < len(order) else None, min(lanes, len(pieces)), segment)
     state = network.empty_state(min(lanes, len(pieces)))
-    was_training, done = network.training, 0
+    was_training = network.training
     network.eval()
     while (batch := source.next()) is not None:
         state = state.reset(batch.starts.to(device))
@@ -66,8 +66,6 @@ def evaluate(
         for lane, draw in enumerate(batch.draws):
             if draw >= 0:
                 found[order[draw]].append(nll[lane][(batch.targets[lane] != IGNORE).to(device)].cpu().numpy())
-        done += batch.tokens
-        if progress is not None:
-            progress(done)
+        progress(batch.tokens)
     network.train(was_training)
     return Evaluation([np.concatenate(parts) for parts in found])

@@ -1,4 +1,4 @@
-"""Batches for a recurrent model: one piece per lane, each read once from left to right, segment by segment."""
+"""Batches for a recurrent model: one piece per lane, each read once from left to right, by segments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Draw = Callable[[int], Sequence[int] | None]
 class Batch:
     """One segment of every lane.
 
-    input_ids, targets: int64 [B, S], targets IGNORE where nothing is predicted. starts: bool [B], lanes whose state must be emptied first.
+    input_ids, targets: int64 [B, S], targets IGNORE where nothing is predicted.
+    starts: bool [B], lanes whose state must be emptied first.
     draws: which piece each lane reads, -1 for an idle lane.
     """
 
@@ -36,7 +37,10 @@ class Batch:
 
 
 class Lanes:
-    """Deals pieces to lanes. A piece that ends inside a segment leaves a masked tail; the lane goes on with the next piece afterwards."""
+    """Deals pieces to lanes.
+
+    A piece that ends inside a segment leaves a masked tail; its lane goes on with another piece afterwards.
+    """
 
     def __init__(self, draw: Draw, lanes: int, segment: int) -> None:
         self.draw, self.segment = draw, segment
@@ -65,7 +69,7 @@ class Lanes:
 
     def cursor(self) -> dict[str, Any]:
         """Where every lane stands; `seek` goes back there."""
-        return {"next_draw": self.next_draw, "draws": self.draws, "offsets": self.offsets}
+        return {"next_draw": self.next_draw, "draws": list(self.draws), "offsets": list(self.offsets)}
 
     def seek(self, cursor: dict[str, Any]) -> None:
         self.next_draw = cursor["next_draw"]
