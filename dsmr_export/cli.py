@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dsmr_export import __version__
 from dsmr_export.errors import DsmrError
+from dsmr_export.progress import counter, stages
 
 if TYPE_CHECKING:
     from dsmr_export.model.checkpoint import Checkpoint
@@ -174,7 +175,7 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
     request = pack.Request(gate=not no_gate, command=_command_line(), **options)
     log = Console(stderr=True)
     graphs = len(request.graphs())
-    with _token_bar(log, "parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
+    with counter("parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
         packed = pack.pack(request, lambda text: log.print(text, highlight=False), progress)
     if as_json:
         _print_json(pack.summary(packed))
@@ -246,7 +247,7 @@ def check(
             out.print(tables.golden_table(results))
         if data_path is not None:
             pieces = _pieces_on_device(opened, data_path, split, limit)
-            found |= _with_bar(log, opened, pieces, None, threads, seed) | {"passed": passed}
+            found |= _with_bar(opened, pieces, None, threads, seed) | {"passed": passed}
             if not as_json:
                 out.print(tables.parity_table(found, opened.manifest))
                 out.print("no reference perplexity: " + reason, highlight=False)
@@ -255,7 +256,7 @@ def check(
         from dsmr_export import schedule as schedules
 
         network = source.network(schedules.explicit(opened.manifest.schedule.horizons))
-        found = _with_bar(log, opened, pieces, network, threads, seed)
+        found = _with_bar(opened, pieces, network, threads, seed)
         if not as_json:
             out.print(tables.parity_table(found, opened.manifest))
             out.print(tables.position_table(found))
@@ -287,7 +288,7 @@ def evaluate(
 
     source = checkpoints.load(checkpoint)
     pieces = _pieces_through_miditok(source, data_path, split, limit)
-    with _token_bar(Console(stderr=True), "evaluating", sum(len(ids) - 1 for ids in pieces)) as progress:
+    with counter("evaluating", sum(len(ids) - 1 for ids in pieces)) as progress:
         result = run(source.network(), pieces, progress=progress)
     figures = {
         "perplexity": result.perplexity,
@@ -368,7 +369,7 @@ def play(
             click.echo(
                 f"{prompt}: {reading.dropped} notes outside the model's pitches are left out", err=True
             )
-    with _stage_bar(Console(stderr=True), "s") as progress:
+    with stages("s") as progress:
         made = player.continue_prompt(opened, heard, seconds, chosen, seed, graph, threads, progress)
     made.save(save, with_prompt)
     result = {
@@ -407,7 +408,7 @@ def bench(
     """
     from dsmr_export import bench as benchmark
 
-    with _stage_bar(Console(stderr=True), "steps") as advance:
+    with stages("steps") as advance:
 
         def progress(done: int, total: int) -> None:
             advance("timing", done, total)
@@ -598,49 +599,12 @@ def _split(data_path: Path | None, split: str) -> str | None:
     return None if data_path is not None and data_path.suffix.lower() in (".mid", ".midi") else split
 
 
-def _with_bar(
-    log: Console, bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int
-) -> dict[str, Any]:
+def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int) -> dict[str, Any]:
     from dsmr_export import parity
 
     streams = 2 * len(bundle.manifest.graphs) + (network is not None)
-    with _token_bar(log, "checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
+    with counter("checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
         return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
-
-
-@contextmanager
-def _stage_bar(console: Console, unit: str) -> Iterator[Callable[[str, float, float], None]]:
-    """A progress bar for each stage; the function it gives is told the stage, what is done and what there is, in `unit`."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    amount = TextColumn("{task.completed:.0f} of {task.total:.0f} " + unit)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        amount,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: float, total: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield advance
-
-
-@contextmanager
-def _token_bar(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; the function it gives is told how many tokens more were read."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda tokens: bar.advance(task, tokens)
 
 
 def _stdout() -> Console:

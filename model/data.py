@@ -7,9 +7,8 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr_export import corpus
+from dsmr_export import progress as bars
 from dsmr_export.errors import DataError, MidiError, OutputError
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.runtime import midi
@@ -163,11 +163,11 @@ def _tokenize_all(
     if not missing:
         return
     workers = min(workers or _processors(), len(missing))
-    with _bar(len(missing), progress) as advance:
+    with bars.counter("reading MIDI", len(missing), progress) as advance:
         if workers == 1 or len(missing) <= _FEW:
             for index, piece, data, file in missing:
                 yield index, _tokenize(piece, data, file, tokenizer)
-                advance()
+                advance(1)
             return
         # spawn, not fork: the child of a process with threads (torch, the progress bar) can hang.
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -177,7 +177,7 @@ def _tokenize_all(
             }
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
-                advance()
+                advance(1)
 
 
 def _tokenize(piece: corpus.Piece, data: bytes, file: Path, tokenizer: MIDILike) -> TokenizedPiece | str:
@@ -212,18 +212,6 @@ def _report(skipped: list[tuple[str, str]], total: int) -> None:
         print(f"skipped {reason}", file=sys.stderr)
     if skipped:
         print(f"skipped {len(skipped)} of {total} files", file=sys.stderr)
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, and the function that advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("reading MIDI"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
 
 
 def _processors() -> int:

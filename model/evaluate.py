@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsmr_export.model.lanes import IGNORE, Lanes
+from dsmr_export.model.lanes import IGNORE, Ids, Lanes
 from dsmr_export.model.network import DSMR
 
 
@@ -41,7 +41,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     network: DSMR,
-    pieces: Sequence[Sequence[int]],
+    pieces: Sequence[Ids],
     segment: int = 512,
     lanes: int = 8,
     progress: Callable[[int], None] = lambda tokens: None,

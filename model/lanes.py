@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORE = -100
 """Target of a masked position: `cross_entropy`'s own default."""
 
-Draw = Callable[[int], Sequence[int] | None]
+Ids = Sequence[int] | NDArray[np.int32]
+
+Draw = Callable[[int], Ids | None]
 """Token ids of the n-th piece drawn (BOS first, EOS last), or None when there are no more."""
 
 
@@ -47,7 +50,7 @@ class Lanes:
         self.next_draw = 0
         self.draws = [-1] * lanes
         self.offsets = [0] * lanes
-        self.pieces: list[Sequence[int]] = [()] * lanes
+        self.pieces: list[Ids] = [()] * lanes
 
     def next(self) -> Batch | None:
         """The next segment of every lane, or None once all pieces are read."""
@@ -74,7 +77,11 @@ class Lanes:
     def seek(self, cursor: dict[str, Any]) -> None:
         self.next_draw = cursor["next_draw"]
         self.draws, self.offsets = list(cursor["draws"]), list(cursor["offsets"])
-        self.pieces = [(self.draw(n) or ()) if n >= 0 else () for n in self.draws]
+        self.pieces = [() if n < 0 else self._read(n) for n in self.draws]
+
+    def _read(self, draw: int) -> Ids:
+        piece = self.draw(draw)
+        return () if piece is None else piece
 
     def _deal(self, lane: int) -> None:
         piece = self.draw(self.next_draw)

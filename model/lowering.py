@@ -1,7 +1,7 @@
-"""The second carrying-out of two operations: onnxruntime's fused kernels, emitted as symbolic nodes during a `fused` export.
+"""Two operations carried out by onnxruntime's fused kernels: symbolic nodes during a `fused` export.
 
-Nothing here computes: `torch.onnx.ops.symbolic_multi_out` records a node with given output shapes, and `run` of the network
-reaches these functions only when it is handed `FusedWindows`.
+Nothing here computes: `torch.onnx.ops.symbolic_multi_out` records a node with given output shapes, and `run`
+of the network reaches these functions only when it is handed `FusedWindows`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ GQA_VERSION = 1
 class FusedWindows:
     """The host's inputs to GroupQueryAttention (design, section 4).
 
-    position_ids: int64 [1, S], rows of the tables. seqlens_k: int32 [1], T-1. total_sequence_length: int32 [], T.
+    position_ids: int64 [1, S], rows of the tables.
+    seqlens_k: int32 [1], T-1. total_sequence_length: int32 [], T.
     cos, sin: float32 [R, D/2], rows 0 … S-1 = angles of this segment's absolute positions.
     """
 
@@ -35,7 +36,8 @@ def group_query_attention(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """com.microsoft.GroupQueryAttention over a sliding-window cache of C = horizon + 1 + slack rows.
 
-    qkv: [1, S, (heads + 2·kv_heads)·D]; past: keys, values [1, kv_heads, C, D]. Returns [1, S, heads·D] and the present, shaped as the past.
+    qkv: [1, S, (heads + 2·kv_heads)·D]; past: keys, values [1, kv_heads, C, D].
+    Returns [1, S, heads·D] and the present, shaped as the past.
     """
     kv_heads, width = past[0].shape[1], past[0].shape[3]
     attended, keys, values = torch.onnx.ops.symbolic_multi_out(

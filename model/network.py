@@ -1,11 +1,12 @@
-"""The network: a decoder-only Transformer whose layers each keep the keys and values of their last `horizon` tokens.
+"""The network: a decoder-only Transformer whose layers each keep the keys and values of their last tokens.
 
-There is one forward definition. What differs between training, the portable graph and the fused graph is how two operations are
-carried out (windowed attention over a state; add and normalize); `model/lowering.py` swaps those two for onnxruntime's fused
-kernels while a `fused` graph is being exported.
+There is one forward definition. What differs between training, the portable graph and the fused graph is how
+two operations are carried out (windowed attention over a state; add and normalize); `model/lowering.py` swaps
+those two for onnxruntime's fused kernels while a `fused` graph is being exported.
 
-Exact windows: the query at absolute position t in a layer with horizon h attends to keys t-h … t, whether they lie in the state or in the
-current segment, so the logits do not depend on how a stream is cut into segments.
+Exact windows: the query at absolute position t in a layer with horizon h attends to keys t-h … t, whether
+they lie in the state or in the current segment, so the logits do not depend on how a stream is cut into
+segments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ LayerState = tuple[Tensor, Tensor]
 class RecurrentState:
     """What a stream carries between segments.
 
-    layers: one (keys, values) pair a layer, each [B, kv_heads, horizon, D], newest last; rows older than the stream are never read.
+    layers: one (keys, values) pair a layer, each [B, kv_heads, horizon, D], newest last; rows older than the
+    stream are never read.
     position: int64 [B], absolute position of each lane's next token.
     length: int64 [B], tokens each lane has consumed since it was empty.
     """
@@ -53,9 +55,10 @@ class RecurrentState:
 
 @dataclass
 class Windows:
-    """What windowed attention needs to know besides the layer: rotary tables and how much of the state is real.
+    """What windowed attention needs to know besides the layer: rotary tables, and how much state is real.
 
-    cos, sin: [B or 1, 1, S, D/2], angles of this segment's absolute positions. past_length: int64 [B], tokens consumed before it.
+    cos, sin: [B or 1, 1, S, D/2], angles of this segment's absolute positions.
+    past_length: int64 [B], tokens consumed before it.
     """
 
     cos: Tensor
@@ -84,7 +87,8 @@ def windowed_attention(
 ) -> tuple[Tensor, LayerState]:
     """Attention of a segment over the state and itself, each query over its own window.
 
-    qkv: [B, S, (heads + 2·kv_heads)·D], all q heads, then k, then v. past: keys, values [B, kv_heads, horizon, D].
+    qkv: [B, S, (heads + 2·kv_heads)·D], all q heads, then k, then v.
+    past: keys, values [B, kv_heads, horizon, D].
     Returns the attended values [B, S, heads·D] and the new state, shaped as the past.
     """
     kv_heads, rows, width = past[0].shape[1:]
@@ -108,15 +112,14 @@ def windowed_attention(
 def _window_mask(length: int, horizon: int, past_length: Tensor) -> Tensor:
     """Which of the horizon + S keys each of S queries sees: bool [B, 1, S, horizon + S]."""
     query = torch.arange(length, device=past_length.device)[:, None]
-    key = (
-        torch.arange(horizon + length, device=past_length.device)[None, :] - horizon
-    )  # 0 = first token of the segment
+    # 0 = first token of the segment
+    key = torch.arange(horizon + length, device=past_length.device)[None, :] - horizon
     window = (key <= query) & (key >= query - horizon)
     return window & (key >= -past_length[:, None, None, None])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Grouped-query attention: q [B, H, S, D] over keys, values [B, kv_heads, M, D] under mask [B, 1, S, M]."""
+    """Grouped-query attention: q [B, H, S, D] over keys, values [B, kv_heads, M, D], mask [B, 1, S, M]."""
     group = q.shape[1] // keys.shape[1]
     if group > 1:
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
@@ -126,7 +129,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 def _attend_blocks(
     q: Tensor, keys: Tensor, values: Tensor, past_length: Tensor, horizon: int, block: int
 ) -> Tensor:
-    """The same as one call over all keys, but each block of queries reads only the horizon + block keys it can see."""
+    """As one call over all keys, but each block of queries reads only the horizon + block keys it can see."""
     batch, _, length, _ = q.shape
     parts = []
     for start in range(0, length, block):
@@ -138,7 +141,7 @@ def _attend_blocks(
 
 
 class Layer(nn.Module):
-    """One pre-norm block; the norms are applied by the network, which fuses each with the residual sum before it."""
+    """One pre-norm block; the network applies the norms, each fused with the residual sum before it."""
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
@@ -225,7 +228,10 @@ class DSMR(nn.Module):
     def run(
         self, input_ids: Tensor, past: Sequence[LayerState], windows: Windows | lowering.FusedWindows
     ) -> tuple[Tensor, list[LayerState]]:
-        """The forward definition itself, shared by training and by both lowerings: ids [B, S] → logits [B, S, V], new layers."""
+        """The forward definition itself, shared by training and both lowerings.
+
+        input_ids [B, S] → logits [B, S, V] and the layers' new keys and values.
+        """
         add_norm = lowering.add_norm if isinstance(windows, lowering.FusedWindows) else _add_norm
         first_norm = lowering.norm if isinstance(windows, lowering.FusedWindows) else _norm
         after = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]

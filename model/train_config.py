@@ -1,4 +1,7 @@
-"""Everything that a training run depends on: the options of `dsmr train`, and what run.json keeps. Needs no torch."""
+"""Everything that a training run depends on: the options of `dsmr train`, and what run.json keeps.
+
+Needs no torch, so that the command line can print its options on a device.
+"""
 
 from __future__ import annotations
 
@@ -55,5 +58,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        for name in ("final_learning_rate", "weight_decay", "transpose", "tempo", "seed"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise TrainingError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout must be at least 0 and below 1, got {self.dropout}")

@@ -1,4 +1,7 @@
-"""An independent forward of the network in plain numpy, written from docs/checkpoint.md alone: one pass, one token at a time in the loops."""
+"""An independent forward of the network in plain numpy, written from docs/checkpoint.md alone.
+
+One pass over the whole sequence, attention one token at a time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def forward(
     norm_eps: float,
     start: int = 0,
 ) -> Array:
-    """Logits [S, V] in float64 of the whole sequence `ids` [S], whose first token stands at absolute position `start`."""
+    """Logits [S, V] in float64 of the whole sequence `ids` [S], whose first token stands at `start`."""
     w = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in weights.items()}
     positions = np.arange(start, start + len(ids))
     x = w["embedding.weight"][np.asarray(ids)]
@@ -58,7 +61,7 @@ def gelu(x: Array) -> Array:
 
 
 def rope(x: Array, positions: NDArray[np.int64], base: float) -> Array:
-    """Rotates pairs (j, j + D/2) of x [S, D] by position · base^(-2j/D) (Su et al., arXiv 2104.09864, halves layout)."""
+    """Rotates pairs (j, j + D/2) of x [S, D] by position · base^(-2j/D) (Su et al., arXiv 2104.09864)."""
     half = x.shape[1] // 2
     angle = positions[:, None] * base ** (-2.0 * np.arange(half) / x.shape[1])
     cos, sin = np.cos(angle), np.sin(angle)

@@ -1,4 +1,4 @@
-"""A checkpoint comes back as it was saved, and a damaged one is refused in one line that says what is wrong."""
+"""A checkpoint comes back as it was saved; a damaged one is refused in one line that says what is wrong."""
 
 from __future__ import annotations
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr_export.model.lanes import IGNORE, Batch, Lanes
+from dsmr_export.model.lanes import IGNORE, Batch, Ids, Lanes
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=8)
 
@@ -18,7 +20,7 @@ def pieces_of(lengths: list[int]) -> list[list[int]]:
     return [[100 * (n + 1) + place for place in range(length)] for n, length in enumerate(lengths)]
 
 
-def dealt(pieces: list[list[int]], lanes: int, segment: int) -> Lanes:
+def dealt(pieces: Sequence[Ids], lanes: int, segment: int) -> Lanes:
     return Lanes(lambda n: pieces[n] if n < len(pieces) else None, lanes, segment)
 
 
@@ -57,7 +59,7 @@ def test_every_piece_is_read_once_from_left_to_right(lengths: list[int], lanes: 
 
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 8))
 def test_a_lane_goes_on_at_once(lengths: list[int], lanes: int, segment: int) -> None:
-    """No batch is spent on waiting: the total is what list scheduling gives, each piece to the lane free first."""
+    """No batch is spent on waiting: it takes as many as list scheduling, each piece to the lane free first."""
     free = [0] * lanes
     for length in lengths:
         lane = free.index(min(free))
@@ -78,7 +80,7 @@ def test_no_pieces_no_batches() -> None:
 
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 8), st.integers(0, 12))
 def test_seek_goes_back_to_the_cursor(lengths: list[int], lanes: int, segment: int, steps: int) -> None:
-    pieces = pieces_of(lengths)
+    pieces = [np.array(piece, dtype=np.int32) for piece in pieces_of(lengths)]  # as data.load gives them
     source = dealt(pieces, lanes, segment)
     for _ in range(steps):
         source.next()
