@@ -1,4 +1,4 @@
-"""Export a Depth-Structured Music Recurrence transformer to ONNX with explicit recurrent state, and run it without torch.
+"""Export a Depth-Structured Music Recurrence transformer to ONNX, and run it without torch.
 
 On a device: `from dsmr_export.runtime import Bundle, Stream`. On a workstation: the command `dsmr-export`.
 """

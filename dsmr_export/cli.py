@@ -1,7 +1,8 @@
 """The command line: `dsmr` and its commands, and `dsmr-export` = `dsmr export`.
 
-Results go to stdout, progress and logs to stderr; `--json` prints one object on one line. Usage errors exit with 2 (click's own), everything
-else that is refused with 1 and one line. Heavy imports happen inside commands, so that `dsmr --help` is quick and a device needs no torch.
+Results go to stdout, progress and logs to stderr; `--json` prints one object on one line. Usage errors exit
+with 2 (click's own), everything else that is refused with 1 and one line. Heavy imports happen inside
+commands, so that `dsmr --help` is quick and a device needs no torch.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def refusing() -> Iterator[None]:
         if extra is None:
             raise
         raise click.ClickException(
-            f"this command needs {error.name}, which the base install leaves out: pip install 'dsmr-export[{extra}]'"
+            f"this command needs {error.name}, which the base install leaves out: "
+            f"pip install 'dsmr-export[{extra}]'"
         ) from error
 
 
@@ -222,8 +224,8 @@ def check(
 ) -> None:
     """Check that perplexity in ONNX equals perplexity in PyTorch, on whole pieces.
 
-    Every piece is read in randomly cut segments and again token by token. Without torch, or without the checkpoint that the
-    bundle was made from, the bundle's golden vectors are run instead.
+    Every piece is read in randomly cut segments and again token by token. Without torch, or without the
+    checkpoint that the bundle was made from, the bundle's golden vectors are run instead.
 
     \b
     Example:
@@ -301,8 +303,8 @@ def evaluate(
         _print_json(figures)
     else:
         _stdout().print(
-            f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over pieces "
-            f"{result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
+            f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over "
+            f"pieces {result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
             highlight=False,
         )
 
@@ -383,7 +385,8 @@ def play(
         _print_json(result)
     else:
         click.echo(
-            f"{save}: {result['notes']} notes in {seconds:g} s of music, {result['tokens']} tokens, seed {seed}"
+            f"{save}: {result['notes']} notes in {seconds:g} s of music, {result['tokens']} tokens, "
+            f"seed {seed}"
         )
 
 
@@ -441,8 +444,8 @@ def info(bundle: Path | None, as_json: bool) -> None:
     out, model = _stdout(), manifest.model
     out.print(f"{manifest.name}  {opened.path}", highlight=False, soft_wrap=True)
     out.print(
-        f"{model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv heads of {model.head_dim}; "
-        f"{model.vocab_size} tokens",
+        f"{model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv heads "
+        f"of {model.head_dim}; {model.vocab_size} tokens",
         highlight=False,
     )
     horizons = schedules.compact(manifest.schedule.horizons)
@@ -472,12 +475,13 @@ def list_targets(name: str | None) -> None:
         if name:
             for quantization, recipe in target.recipes.items():
                 click.echo(
-                    f"  {quantization}: {recipe.kernel}, {recipe.activations} x {recipe.weights} ({recipe.source.strip()})"
+                    f"  {quantization}: {recipe.kernel}, {recipe.activations} x {recipe.weights} "
+                    f"({recipe.source.strip()})"
                 )
 
 
 def _train_options(command: Command) -> Command:
-    """One option per field of TrainConfig, from its name, type and default; torch is not needed to print them."""
+    """One option per field of TrainConfig, from its name, type and default, which needs no torch."""
     from dsmr_export.model.train_config import TrainConfig
 
     for field in reversed(fields(TrainConfig)):
@@ -523,7 +527,8 @@ def train(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     meter = training.train(TrainConfig(**options), out, data_path, limit, device, resume)
     click.echo(
-        f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: {out / 'best'}"
+        f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: "
+        f"{out / 'best'}"
     )
 
 
@@ -533,7 +538,8 @@ def _require(package: str, extra: str) -> None:
 
     if find_spec(package) is None:
         raise DsmrError(
-            f"this command needs {package}, which the base install leaves out: pip install 'dsmr-export[{extra}]'"
+            f"this command needs {package}, which the base install leaves out: "
+            f"pip install 'dsmr-export[{extra}]'"
         )
 
 

@@ -1,4 +1,7 @@
-"""Errors a user can mend. Each message says what is wrong, where, and what to do; the command line prints it on one line."""
+"""Errors a user can mend.
+
+Each message says what is wrong, where, and what to do; the command line prints it on one line.
+"""
 
 from __future__ import annotations
 

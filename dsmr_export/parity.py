@@ -1,7 +1,8 @@
 """Parity: how far each graph is from the network it came from, on whole pieces of real music.
 
-Every piece is streamed through PyTorch once, and through every graph twice: in segments cut at random, and token by token. Perplexity alone
-would not do as a gate, because signed changes cancel; the KL divergence between the two predictions at every token does not.
+Every piece is streamed through PyTorch once, and through every graph twice: in segments cut at random, and
+token by token. Perplexity alone would not do as a gate, because signed changes cancel; the KL divergence
+between the two predictions at every token does not.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ Logits = NDArray[np.float32]
 Ids = NDArray[np.integer[Any]]
 
 POSITION_EDGES = (0, 1024, 4096, 8192, 16384, 24576, 32768)
-"""Bins of `by_position`, in tokens from the start of a piece; what lies beyond the last edge is one more bin."""
+"""Bins of `by_position`, in tokens from the start of a piece; the last one has no end."""
 
 REFERENCE_SEGMENT = 512
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds that a graph must keep; None = not bounded. relative_change is |perplexity / reference - 1|, KL in nats."""
+    """Bounds that a graph must keep; None = not bounded.
+
+    relative_change is |perplexity / reference - 1|, KL in nats.
+    """
 
     relative_change: float
     kl_mean: float | None = None
@@ -43,7 +47,8 @@ class Gate:
     def failures(self, figures: Mapping[str, Any]) -> Iterator[str]:
         """What of `figures` (the keys of `dsmr check --json`) lies outside the bounds, each as a phrase."""
         if not abs(figures["relative_change"]) <= self.relative_change:
-            yield f"relative perplexity change {figures['relative_change']:+.2e} (bound {self.relative_change:.0e})"
+            change = figures["relative_change"]
+            yield f"relative perplexity change {change:+.2e} (bound {self.relative_change:.0e})"
         for key in ("kl_mean", "kl_max"):
             bound = getattr(self, key)
             if bound is not None and not figures[key] <= bound:
@@ -130,12 +135,12 @@ def check(
     threads: int = 1,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
-    """Streams whole pieces (ids [N], BOS first, EOS last) through the network and every graph and compares every prediction.
+    """Streams whole pieces (ids [N], BOS first, EOS last) through the network and every graph, and compares.
 
-    network: the reference under the bundle's schedule, or None when only the graphs' own perplexity can be had.
-    stepwise: also token by token. progress is called with how many tokens went through one stream.
-    Returns {graphs: {name: figures}, tokens, pieces, passed, failures}; figures hold those of the randomly cut stream, and
-    those of the other under `token_by_token`.
+    network: the reference under the bundle's schedule, or None when only the graphs' own perplexity can be
+    had. stepwise: also token by token. progress is told how many more tokens went through one stream.
+    Returns {graphs: {name: figures}, tokens, pieces, passed, failures}; figures hold those of the randomly
+    cut stream, and those of the other under `token_by_token`.
     """
     names = list(graphs if graphs is not None else bundle.manifest.graphs)
     streams = {name: Stream(bundle, name, threads) for name in names}
@@ -172,9 +177,9 @@ def check(
 
 
 def read_pieces(bundle: Bundle, found: Sequence[corpus.Piece], say: Callable[[str], None]) -> list[Ids]:
-    """Pieces as ids (BOS first, EOS last) without miditok: what a device does. say is told which files are skipped, and why.
+    """Pieces as ids (BOS first, EOS last) without miditok: what a device does.
 
-    Raises DataError if none can be read.
+    say is told which files are skipped, and why. Raises DataError if none can be read.
     """
     pieces: list[Ids] = []
     for piece, content in corpus.read_all(found):
@@ -246,7 +251,7 @@ def _feed(stream: Stream, inputs: Ids, cuts: Sequence[int]) -> Logits:
 
 
 def _compare(logits: Logits, targets: Ids, reference: Logits | None) -> dict[str, NDArray[np.float64]]:
-    """Per-token values of one piece: nll, and against the reference: its nll, KL, top-1 agreement, largest logit difference."""
+    """Per-token values of one piece: nll, and how far it is from the reference, where there is one."""
     tokens: dict[str, NDArray[np.float64]] = {"nll": metrics.nll(logits, targets)}
     if reference is not None:
         tokens["reference_nll"] = metrics.nll(reference, targets)

@@ -1,4 +1,6 @@
-"""Names, shapes and bookkeeping of the recurrent state: the one author that network, exporter, manifest, runtime and tests read.
+"""Names, shapes and bookkeeping of the recurrent state.
+
+The one author of them: network, exporter, manifest, runtime and tests read them here.
 
 Axes: B batch, S tokens of this segment, M cached tokens, H heads, D head width, L layers, V vocabulary.
 """
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 SLACK = 16
-"""Spare rows of every fused cache beyond its window; equal in all layers so that one period fits all (design, section 4)."""
+"""Spare rows of every fused cache beyond its window; equal in all layers so that one period fits all."""
 
 MAX_SEGMENT = 512
 """Most tokens that one call of a graph accepts."""
@@ -21,7 +23,7 @@ ITEMSIZE = {"float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One recurrent tensor of a graph: the past it reads and the present it writes have the same shape and dtype."""
+    """One recurrent tensor of a graph: the past it reads and the present it writes have one shape and dtype."""
 
     layer: int
     kind: str
@@ -42,7 +44,8 @@ class StreamRule:
     """How a host keeps the fused graph's token count T bounded on an endless stream.
 
     Before a segment of S tokens: if T >= wrap_at then T -= period * ((T - capacity) // period); then T += S.
-    The cache layout depends on T only modulo `period` once T is past every capacity, so this changes nothing that the graph sees.
+    The cache layout depends on T only modulo `period` once T is past every capacity, so this changes nothing
+    that the graph sees.
     """
 
     slack: int
@@ -88,12 +91,18 @@ def present_name(layer: int, kind: str) -> str:
 def fused_state(
     horizons: Sequence[int], kv_heads: int, head_dim: int, dtype: str = "float32"
 ) -> tuple[StateTensor, ...]:
-    """State of the `fused` graph: [1, kv_heads, C, D] per layer and kind, C = horizon + 1 + slack, updated in place."""
+    """State of the `fused` graph: [1, kv_heads, C, D] per layer and kind, updated in place.
+
+    C = horizon + 1 + slack.
+    """
     return _state(horizons, [fused_capacity(h) for h in horizons], kv_heads, head_dim, dtype)
 
 
 def portable_state(horizons: Sequence[int], kv_heads: int, head_dim: int) -> tuple[StateTensor, ...]:
-    """State of the `portable` graph: float32 [1, kv_heads, horizon, D] per layer and kind, newest last, zeros on the left."""
+    """State of the `portable` graph: float32 [1, kv_heads, horizon, D] per layer and kind.
+
+    Newest last, zeros on the left.
+    """
     return _state(horizons, horizons, kv_heads, head_dim, "float32")
 
 

@@ -59,7 +59,7 @@ def test_every_piece_is_read_once_from_left_to_right(lengths: list[int], lanes: 
 
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 8))
 def test_a_lane_goes_on_at_once(lengths: list[int], lanes: int, segment: int) -> None:
-    """No batch is spent on waiting: it takes as many as list scheduling, each piece to the lane free first."""
+    """No batch is spent on waiting: as many as in list scheduling, each piece to the lane free first."""
     free = [0] * lanes
     for length in lengths:
         lane = free.index(min(free))

@@ -180,7 +180,7 @@ def test_rows_older_than_the_stream_are_never_read() -> None:
 
 
 def test_lanes_of_different_length_are_single_lanes() -> None:
-    """Three lanes; the second piece ends early, its lane is reset and goes on with another; the third later."""
+    """Three lanes; the second piece ends early and its lane goes on with another, the third lane later."""
     model = network(config(2), [5, 33])
     first, second, third, fourth, fifth = (tokens(n, seed=n) for n in (48, 16, 32, 32, 16))
     rows = [first, torch.cat((second, fourth)), torch.cat((third, fifth))]
