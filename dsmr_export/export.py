@@ -1,7 +1,8 @@
-"""A network becomes an ONNX graph whose recurrent state goes in and comes out; the graph is checked before it is handed on.
+"""A network becomes an ONNX graph whose recurrent state goes in and comes out, and which is checked.
 
-`fused` is what devices run: one com.microsoft.GroupQueryAttention a layer over a sliding-window cache. `portable` is the same network
-in plain ai.onnx operators, for any other runtime. Both come from torch's own exporter and the network's one forward definition.
+`fused` is what devices run: one com.microsoft.GroupQueryAttention a layer over a sliding-window cache.
+`portable` is the same network in plain ai.onnx operators, for any other runtime. Both come from torch's own
+exporter and the network's one forward definition.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def export_graph(
 ) -> None:
     """Writes one ONNX file (no external data) for `ops` = fused or portable.
 
-    Raises GraphError with every difference from the contract at once: names, axes, dtypes, shapes, repeated weights.
+    Raises GraphError with every difference from the contract at once: names, axes, dtypes, shapes, repeated
+    weights.
     """
     opset = opset or OPSETS[ops]
     if opset < OPSETS[ops]:
@@ -147,7 +149,7 @@ def export_graph(
 
 
 def finish(model: onnx.ModelProto, ir_version: int = IR_VERSION) -> None:
-    """Sets the versions and removes what only the exporter needed: notes on nodes, values and functions, unused domains."""
+    """Sets the versions and removes what only the exporter needed: notes on nodes, values, unused domains."""
     model.ir_version = ir_version
     model.producer_name = "dsmr-export"
     del model.metadata_props[:]
@@ -185,7 +187,7 @@ def interface_problems(
 
 
 def repeated_weights(model: onnx.ModelProto) -> Iterator[str]:
-    """Pairs of initializers that hold equal or transposed data: the exporter may fold the tied head into a second copy."""
+    """Pairs of initializers with equal or transposed data: exporters may fold a tied head into a copy."""
     seen: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
@@ -199,9 +201,10 @@ def repeated_weights(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _name_by_place(model: onnx.ModelProto, network: DSMR) -> None:
-    """Names weights as in the checkpoint and the nodes that read them by their place: `layers.0.qkv.weight`, `layers.0.qkv`.
+    """Names weights as in the checkpoint and the nodes that read them by their place.
 
-    The exporter numbers them; a name that says where a tensor stands is what quantization recipes and profiles need.
+    `layers.0.qkv.weight` is read by `layers.0.qkv`. The exporter numbers them; a name that says where a
+    tensor stands is what quantization recipes and profiles need.
     """
     known = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     names: dict[str, str] = {}
@@ -218,6 +221,10 @@ def _name_by_place(model: onnx.ModelProto, network: DSMR) -> None:
                 names[tensor.name] = HEAD
     for tensor in model.graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and names.get(node.input[0]) == EMBEDDING:
+            names[node.output[0]] = HEAD  # where the exporter did not fold it
+            node.output[0] = HEAD
     taken: set[str] = set()
     for index, node in enumerate(model.graph.node):
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -226,13 +233,15 @@ def _name_by_place(model: onnx.ModelProto, network: DSMR) -> None:
         node.name = f"{node.op_type}.{index}"
         if layer is not None and node.op_type == "GroupQueryAttention":
             node.name = f"layers.{layer}.attention"
+        elif HEAD in node.output:
+            node.name = "head.transpose"
         elif weight is not None and node.op_type != "Gather" and weight not in taken:
             node.name = weight.removesuffix(".weight")
             taken.add(weight)
 
 
 def _share_head(model: onnx.ModelProto) -> None:
-    """Replaces the transposed copy of the embedding, which the exporter folds for the tied head, by a Transpose of the one stored."""
+    """Makes the tied head a Transpose of the embedding, of which the exporter folds a transposed copy."""
     for tensor in list(model.graph.initializer):
         if tensor.name == HEAD:
             model.graph.initializer.remove(tensor)
@@ -247,7 +256,7 @@ def _restore_axes(
     inputs: Mapping[str, tuple[str, Sequence[int | str]]],
     outputs: Mapping[str, tuple[str, Sequence[int | str]]],
 ) -> None:
-    """Gives symbolic axes their names where the exporter made up one (a fixed axis stays what it is, to be checked)."""
+    """Names symbolic axes where the exporter made a name up; a fixed axis stays what it is, to be checked."""
     for value in (*model.graph.input, *model.graph.output):
         wanted = {**inputs, **outputs}.get(value.name)
         if wanted is None:
@@ -283,7 +292,7 @@ def _flat(logits: Tensor, layers: Sequence[LayerState]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters and quantizers narrate their progress and warn about their own internals; failures still raise."""
+    """Exporters and quantizers narrate and warn about their own internals; failures still raise."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -22,3 +23,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with random weights (tests/exported.py)."""
+    pytest.importorskip("torch", reason="exports start from PyTorch")
+    from tests.exported import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+    """A bundle exported from it, with every graph: read it, never write into it."""
+    pytest.importorskip("onnxscript", reason="torch's exporter needs it")
+    from tests.exported import pack_tiny, small_gate
+
+    with small_gate():
+        return pack_tiny(tiny_checkpoint, tmp_path_factory.mktemp("export") / "bundle").path
