@@ -1,7 +1,7 @@
-"""A checkpoint becomes a bundle: export, quantize, golden vectors, parity, manifest, model card, hashes — and only then its final name.
+"""A checkpoint becomes a bundle: graphs, golden vectors, parity, manifest, model card, hashes; its name last.
 
-Everything is written into a hidden folder beside the output and renamed at the end, so an interrupted or failed export leaves nothing
-behind and a bundle that is being replaced stays whole until then.
+Everything is written into a hidden folder beside the output and renamed at the end, so an interrupted or
+failed export leaves nothing behind and a bundle that is being replaced stays whole until then.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "portable": "model.por
 TOKENIZER, GOLDEN, MANIFEST, CARD = "tokenizer.json", "golden.npz", "manifest.json", "README.md"
 
 GATE_PIECES, GATE_TOKENS = 4, 8192
-"""The export's own parity check: the first tokens of the longest held-out pieces; `dsmr check` does all of all."""
+"""The export's own parity check: the first tokens of the longest held-out pieces; `dsmr check` does all."""
 
 GOLDEN_STORED = 512
 """Positions whose logits are stored; half of them the last ones, where every layer has evicted."""
@@ -59,7 +59,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to export. quantize and ops as on the command line; keep: graph names that stay in the bundle (all by default)."""
+    """What to export.
+
+    quantize and ops as on the command line; keep: names of the graphs that stay in the bundle (default: all).
+    """
 
     output: Path
     checkpoint: Path | None = None
@@ -81,7 +84,8 @@ class Request:
         wanted = [name for name in self.quantize if name != "none"]
         if wanted and "fused" not in self.ops:
             raise DsmrError(
-                f"--quantize {','.join(wanted)} quantizes the fused graph: add fused to --ops or use --quantize none"
+                f"--quantize {','.join(wanted)} quantizes the fused graph: "
+                "add fused to --ops or use --quantize none"
             )
         fused = ["fp32", *wanted] if "fused" in self.ops else []
         return fused + (["portable"] if "portable" in self.ops else [])
@@ -100,13 +104,14 @@ class Packed:
 def pack(
     request: Request, say: Say = lambda text: None, progress: Callable[[int], None] = lambda tokens: None
 ) -> Packed:
-    """Makes a bundle. say gets one line a stage; progress how many tokens of the parity check were streamed, of `gate_work`.
+    """Makes a bundle.
 
-    Raises OutputExistsError, CheckpointError, ScheduleError, TargetError, GraphError, ParityError, OutputError; none leaves a trace.
+    say gets one line a stage; progress how many more tokens of the parity check were streamed. Raises
+    OutputExistsError, CheckpointError, ScheduleError, TargetError, GraphError, ParityError or OutputError;
+    none leaves a trace.
     """
     names = request.graphs()
-    if request.output.exists() and not request.force:
-        raise OutputExistsError(f"{request.output} exists: give another --output, or --force to replace it")
+    _check_output(request.output, request.force)
     recipes = targets.load(request.target)
     for name in names:
         if name in targets.QUANTIZATIONS:
@@ -146,8 +151,20 @@ def pack(
     return Packed(request.output, manifest, result, errors)
 
 
+def _check_output(output: Path, force: bool) -> None:
+    """--force replaces bundles and empty folders; anything else at that place is not ours to delete."""
+    if not output.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{output} exists: give another --output, or --force to replace it")
+    if not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(
+            f"{output} is not a bundle, so --force does not replace it: give another --output"
+        )
+
+
 def held_out(tokenizer: Any) -> list[NDArray[np.int32]]:
-    """The pieces of the export's parity check: the beginnings of the longest ones in the bundled test split."""
+    """The pieces of the export's parity check: how the longest ones of the bundled test split begin."""
     pieces = data.load(None, "test", tokenizer, progress=False).pieces
     longest = sorted(pieces, key=lambda piece: -len(piece.ids))[:GATE_PIECES]
     return [piece.ids[: GATE_TOKENS + 1] for piece in longest]
@@ -159,7 +176,6 @@ def _write_graphs(
     for name, ops in (("fp32", "fused"), ("portable", "portable")):
         if name in names:
             say(f"exporting {FILES[name]} ({ops})")
-            # --opset is for the graph that other runtimes read; the fused one has a default that onnxruntime is tested with
             export.export_graph(network, ops, folder / FILES[name], request.opset, request.ir_version)
     if "int8" not in names:
         return []
@@ -231,7 +247,10 @@ def _graph_entry(
 
 
 def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
-    """Real tokens in mixed segments, long enough that every layer evicts where the piece allows, with every graph's logits."""
+    """Real tokens in mixed segments with every graph's logits, long enough that every layer evicts.
+
+    (As far as the longest piece of the bundled validation split goes.)
+    """
     pieces = data.load(None, "validation", tokenizer, progress=False).pieces
     ids = max(pieces, key=lambda piece: len(piece.ids)).ids
     rule = next(iter(bundle.manifest.graphs.values())).stream
@@ -287,7 +306,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _new_folder(output: Path, force: bool) -> Iterator[Path]:
-    """A hidden folder beside `output` that takes its name when the block ends well, and vanishes when it does not."""
+    """A hidden folder beside `output`: it takes that name when the block ends well, and vanishes else."""
     output = output.resolve()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -306,19 +325,18 @@ def _new_folder(output: Path, force: bool) -> Iterator[Path]:
 
 
 def _rename(folder: Path, output: Path, force: bool) -> None:
+    """Gives the folder its name; what had it before is put aside, and comes back on any failure."""
     old = folder.with_name(folder.name + ".old")
-    if force and output.exists():
-        os.rename(output, old)
     try:
+        if force and output.exists():
+            os.rename(output, old)
         os.rename(folder, output)
-    except BaseException:
+    finally:
         if old.exists():
-            os.rename(old, output)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
+            if output.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, output)
 
 
 def summary(packed: Packed) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A checkpoint small enough to export in seconds, with weights that make every part of the network count.
 
-At their initial values norms are 1 and logits nearly flat, so a graph could lose a norm or a head and still agree; here they differ.
+At their initial values norms are 1 and logits nearly flat, so a graph could lose a norm or a head and still
+agree; here they differ.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def small_gate() -> Iterator[None]:
 
 @contextmanager
 def ready_graphs(bundle: Path) -> Iterator[list[str]]:
-    """Export and quantization hand out a bundle's graphs instead of taking seconds; yields which were asked for."""
+    """Export and quantization hand out a bundle's graphs, which takes no time; yields which were asked for."""
     from dsmr_export import export, quantize
 
     asked: list[str] = []
@@ -114,7 +115,7 @@ def ready_graphs(bundle: Path) -> Iterator[list[str]]:
 
 
 def pack_tiny(checkpoint: Path, output: Path, **options: object) -> Packed:
-    """A bundle of every graph, without the int8 gate: random weights are harder to quantize than trained ones."""
+    """A bundle of every graph; no gate, because random weights are harder to quantize than trained ones."""
     from dsmr_export import pack
 
     request: Request = pack.Request(

@@ -1,4 +1,4 @@
-"""Exported graphs: their contract read from the files, and their logits against the numpy forward and a second ONNX runtime."""
+"""Exported graphs: the contract read from the files, the logits against numpy and a second ONNX runtime."""
 
 from __future__ import annotations
 
@@ -375,9 +375,10 @@ def test_manifest_describes_the_files(tiny_export: Path, models: dict[str, onnx.
 @pytest.mark.slow
 @pytest.mark.parametrize("graph", [None, "fp32"])
 def test_the_shipped_bundle_streams_without_end(graph: str | None) -> None:
-    """200,000 tokens from position 1e9 and from 0: within 1e-3 on every logit, in less than 5 MB (the issue's bounds).
+    """200,000 tokens from position 1e9 and from 0: within 1e-3 on every logit, in less than 5 MB.
 
-    test_stream.py does the same with a graph made by hand; this is the bundle that people get.
+    The bounds are the issue's. test_stream.py does the same with a graph made by hand; this is the bundle that
+    people get.
     """
     from dsmr_export.runtime import Bundle, Stream
     from dsmr_export.runtime.bundle import default_path

@@ -149,7 +149,7 @@ def test_gates_are_the_issues_and_hold_at_their_bounds(
 
 
 def test_signed_changes_cancel_in_perplexity_and_not_in_kl() -> None:
-    """Half of the tokens get as much likelier as the others get unlikelier: perplexity says nothing happened."""
+    """Half of the tokens get as much likelier as the others less likely: perplexity sees nothing."""
     reference = np.zeros((100, 2), np.float32)
     logits = reference.copy()
     targets = np.arange(100) % 2

@@ -1,4 +1,4 @@
-"""int8: every matrix product, with one s8 scale a column, and errors that can be worked out again from the stored integers."""
+"""int8: every matrix product, one scale a column, and errors worked out again from the stored integers."""
 
 from __future__ import annotations
 
