@@ -14,7 +14,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr_export.errors import CheckpointError, DsmrError
+from dsmr_export import parity
+from dsmr_export.errors import DsmrError
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.play import SAMPLING, Performer
 
@@ -75,7 +75,7 @@ def run(
     """
     if steps < 1:
         raise DsmrError(f"steps is {steps}: give 1 or more")
-    source, reason = _reference(bundle, checkpoint)
+    source, reason = parity.find_reference(bundle, checkpoint)
     ids = filling(bundle)
     contestants: dict[str, Contestant] = {
         name: GraphSteps(bundle, name, threads, ids) for name in bundle.manifest.graphs
@@ -249,29 +249,6 @@ def _ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[s
         "ratio_min": float(ratios.min()),
         "ratio_max": float(ratios.max()),
     }
-
-
-def _reference(bundle: Bundle, folder: Path | None) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that the bundle was made from, or why it cannot be had; a folder that was asked for must
-    do.
-    """
-    if find_spec("torch") is None or find_spec("safetensors") is None:
-        return None, "PyTorch is not installed: pip install 'dsmr-export[export]'"
-    from dsmr_export.model import checkpoint as checkpoints
-
-    wanted = str(bundle.manifest.provenance.get("checkpoint_sha256"))
-    try:
-        source = checkpoints.load(folder)
-        if source.sha256 != wanted:
-            raise CheckpointError(
-                f"checkpoint {source.path} is not what the bundle was made from (SHA-256 "
-                f"{source.sha256[:12]}…, not {wanted[:12]}…): give its own with --checkpoint"
-            )
-    except CheckpointError as error:
-        if folder is not None:
-            raise
-        return None, str(error)
-    return source, ""
 
 
 def machine() -> dict[str, Any]:

@@ -18,8 +18,8 @@ def render(manifest: Manifest) -> str:
             f"# {manifest.name}",
             "",
             "A DSMR music transformer that reads segment by segment: each layer's recurrent keys and values",
-            "go in and come out. `manifest.json` says everything a host needs; `SHA256SUMS` covers every file",
-            "(`sha256sum -c SHA256SUMS`).",
+            "go in and come out. `manifest.json` says everything a host needs; `SHA256SUMS` covers every",
+            "file (`sha256sum -c SHA256SUMS`).",
             "",
             f"* {model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv "
             f"heads of {model.head_dim}",

@@ -232,11 +232,11 @@ def check(
       dsmr check
       dsmr check dsmr-bundle --data maestro-v3.0.0-midi.zip --split test --limit 20
     """
-    from dsmr_export import tables
+    from dsmr_export import parity, tables
 
     opened = _open(bundle)
     log, out = Console(stderr=True), _stdout()
-    source, reason = _reference(opened, checkpoint)
+    source, reason = parity.find_reference(opened, checkpoint)
     if source is None:
         log.print(f"{reason}: golden vectors instead", highlight=False)
         results = _check_golden(opened, threads)
@@ -347,7 +347,7 @@ def play(
     graph: str | None,
     threads: int,
     as_json: bool,
-    **sampling: float | None,
+    **sampling: Any,
 ) -> None:
     """Continue a MIDI file, or begin a piece, and save it as MIDI.
 
@@ -547,26 +547,6 @@ def _open(path: Path | None) -> Bundle:
     from dsmr_export.runtime import Bundle
 
     return Bundle.open(path)
-
-
-def _reference(bundle: Bundle, checkpoint: Path | None) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that the bundle was made from, or why it cannot be had."""
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None or find_spec("miditok") is None:
-        return None, "no PyTorch here (pip install 'dsmr-export[export]' for the full check)"
-    from dsmr_export.errors import CheckpointError
-    from dsmr_export.model import checkpoint as checkpoints
-
-    wanted = bundle.manifest.provenance.get("checkpoint_sha256")
-    source = checkpoints.load(checkpoint)
-    if source.sha256 == wanted:
-        return source, ""
-    if checkpoint is not None:
-        raise CheckpointError(
-            f"{checkpoint} is not what the bundle was made from (SHA-256 {source.sha256[:12]}…, expected {str(wanted)[:12]}…)"
-        )
-    return None, "the bundle was not made from the bundled checkpoint (name its own with --checkpoint)"
 
 
 def _check_golden(bundle: Bundle, threads: int) -> list[Any]:

@@ -194,7 +194,7 @@ def _manifest(
 ) -> Manifest:
     """The manifest as far as it is known before golden vectors and parity."""
     shape = source.config.to_dict()
-    events = tokens.event_table(tokenizer)
+    events, special = tokens.event_table(tokenizer), tokens.special_ids(tokenizer)
     network = source.network(schedule)
     return Manifest(
         name=request.name or f"{request.output.resolve().name}",
@@ -207,7 +207,7 @@ def _manifest(
         default_graph=next(name for name in ("int8", "fp32", "portable") if name in names),
         events=EventEntry(events["step_ms"], tuple(EventToken(**token) for token in events["tokens"])),
         grammar=tokens.grammar_rules(),
-        special=SpecialTokens(**tokens.special_ids(tokenizer)),
+        special=SpecialTokens(special["pad"], special["bos"], special["eos"]),
         golden=FileEntry(GOLDEN, "0" * 64),
         parity={},
         provenance={

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsmr_export import corpus
-from dsmr_export.errors import DataError, MidiError, ParityError
+from dsmr_export.errors import CheckpointError, DataError, MidiError, ParityError
 from dsmr_export.runtime import metrics, play
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.stream import Stream
 
 if TYPE_CHECKING:
+    from dsmr_export.model.checkpoint import Checkpoint
     from dsmr_export.model.network import DSMR
 
 Logits = NDArray[np.float32]
@@ -174,6 +177,32 @@ def check(
         "passed": not failures,
         "failures": failures,
     }
+
+
+def find_reference(bundle: Bundle, folder: Path | None = None) -> tuple[Checkpoint | None, str]:
+    """The checkpoint that a bundle was made from, or None and why it cannot be had here.
+
+    folder: where it is; None = the bundled checkpoint. One that was asked for must do: raises CheckpointError
+    if it is damaged or another one.
+    """
+    missing = [package for package in ("torch", "safetensors", "miditok") if find_spec(package) is None]
+    if missing:
+        return None, f"{missing[0]} is not installed (pip install 'dsmr-export[export]')"
+    from dsmr_export.model import checkpoint as checkpoints
+
+    wanted = str(bundle.manifest.provenance.get("checkpoint_sha256"))
+    try:
+        source = checkpoints.load(folder)
+        if source.sha256 != wanted:
+            raise CheckpointError(
+                f"checkpoint {source.path} is not what the bundle was made from (SHA-256 "
+                f"{source.sha256[:12]}…, not {wanted[:12]}…): give its own with --checkpoint"
+            )
+    except CheckpointError as error:
+        if folder is not None:
+            raise
+        return None, str(error)
+    return source, ""
 
 
 def read_pieces(bundle: Bundle, found: Sequence[corpus.Piece], say: Callable[[str], None]) -> list[Ids]:

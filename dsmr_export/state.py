@@ -23,7 +23,7 @@ ITEMSIZE = {"float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One recurrent tensor of a graph: the past it reads and the present it writes have one shape and dtype."""
+    """One recurrent tensor of a graph: the past it reads and the present it writes are shaped alike."""
 
     layer: int
     kind: str

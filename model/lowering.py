@@ -73,7 +73,7 @@ def norm(x: Tensor, module: nn.RMSNorm) -> Tensor:
     return torch.onnx.ops.symbolic(
         "SimplifiedLayerNormalization",
         (x, module.weight),
-        {"axis": -1, "epsilon": module.eps, "stash_type": 1},
+        {"axis": -1, "epsilon": _epsilon(module), "stash_type": 1},
         dtype=x.dtype,
         shape=x.shape,
     )
@@ -85,9 +85,14 @@ def add_norm(x: Tensor, residual: Tensor, module: nn.RMSNorm) -> tuple[Tensor, T
     normalized, _, _, total = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::SkipSimplifiedLayerNormalization",
         (x, residual, module.weight),
-        {"epsilon": module.eps},
+        {"epsilon": _epsilon(module)},
         dtypes=(x.dtype, x.dtype, x.dtype, x.dtype),
         shapes=(x.shape, statistics, statistics, x.shape),
         version=NORM_VERSION,
     )
     return normalized, total
+
+
+def _epsilon(module: nn.RMSNorm) -> float:
+    assert module.eps is not None, "the network gives every norm its eps"
+    return module.eps

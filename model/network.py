@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -234,13 +235,12 @@ class DSMR(nn.Module):
         """
         add_norm = lowering.add_norm if isinstance(windows, lowering.FusedWindows) else _add_norm
         first_norm = lowering.norm if isinstance(windows, lowering.FusedWindows) else _norm
-        after = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        blocks = cast(list[Layer], list(self.layers))  # a ModuleList does not say what it holds
+        after = [*(layer.attention_norm for layer in blocks[1:]), self.norm]
         present: list[LayerState] = []
         residual = self.dropout(self.embedding(input_ids))
-        x = first_norm(residual, self.layers[0].attention_norm)
-        for layer, layer_past, horizon, next_norm in zip(
-            self.layers, past, self.horizons, after, strict=True
-        ):
+        x = first_norm(residual, blocks[0].attention_norm)
+        for layer, layer_past, horizon, next_norm in zip(blocks, past, self.horizons, after, strict=True):
             attended, layer_present = layer.attend(x, layer_past, windows, horizon)
             present.append(layer_present)
             x, residual = add_norm(attended, residual, layer.mlp_norm)

@@ -168,7 +168,7 @@ class Trainer:
         self.state = self.state.detach()
         targets = batch.targets.to(self.device).flatten()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         if not (math.isfinite(loss.item()) and math.isfinite(grad_norm.item())):
             raise self._diverged(f"loss is {loss.item()}, the gradient's norm {grad_norm.item()}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dsmr_export import bench
+from dsmr_export import bench, parity
 from dsmr_export.errors import CheckpointError, DsmrError, GraphError
 from dsmr_export.manifest import MANIFEST
 from dsmr_export.runtime import Bundle
@@ -142,10 +142,10 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_without_torch_the_peer_is_named_as_absent(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(parity, "find_spec", lambda name: None)
     result = bench.run(bundle, None, 1)
     assert "pip install 'dsmr-export[export]'" in result["peers"]["pytorch_eager"]["absent"]
-    assert "pytorch_eager: absent, PyTorch is not installed" in rendered(result)
+    assert "pytorch_eager: absent, torch is not installed" in rendered(result)
 
 
 def test_a_checkpoint_of_something_else(
