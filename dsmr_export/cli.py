@@ -10,27 +10,32 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from dsmr_export import __version__
 from dsmr_export.errors import DsmrError
+from dsmr_export.options import (
+    PATH,
+    bundle_argument,
+    comma_list,
+    data_options,
+    json_option,
+    reference_option,
+    threads_option,
+    train_options,
+)
 from dsmr_export.progress import counter, stages
 
 if TYPE_CHECKING:
     from dsmr_export.model.checkpoint import Checkpoint
     from dsmr_export.runtime.bundle import Bundle
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-PATH = click.Path(path_type=Path)
-SPLITS = ("train", "validation", "test")
 TABLE_WIDTH = 110
 """Columns of a table where stdout is no terminal: enough for the widest row."""
 
@@ -78,45 +83,6 @@ def main() -> None:
     """
 
 
-def data_options(command: Command) -> Command:
-    """--data, --split and --limit, the same for every command that reads pieces."""
-    for option in (
-        click.option("--limit", type=click.IntRange(1), help="Only the first N pieces."),
-        click.option(
-            "--split",
-            type=click.Choice(SPLITS),
-            default="test",
-            show_default=True,
-            help="Which part of the data.",
-        ),
-        click.option(
-            "--data",
-            "data_path",
-            type=PATH,
-            help="MIDI file, folder, or MAESTRO's zip.  [default: the bundled pieces]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-bundle_argument = click.argument("bundle", type=PATH, required=False)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-
-
-def _comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
-    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-        items = tuple(dict.fromkeys(item.strip() for item in value.split(",")))
-        unknown = [item for item in items if item not in allowed]
-        if unknown or ("none" in items and len(items) > 1):
-            raise click.BadParameter(
-                f"{value!r} is not one of {', '.join(allowed)}, or some of them with commas"
-            )
-        return items
-
-    return parse
-
-
 @main.command("export")
 @click.option("--checkpoint", type=PATH, help="Checkpoint folder.  [default: the bundled one]")
 @click.option("--schedule", help="NAME, LIST (2048x2,256x6) or NAME:key=value,…  [default: the checkpoint's]")
@@ -130,14 +96,14 @@ def _comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str]
     "--quantize",
     default="int8",
     show_default=True,
-    callback=_comma_list("none", "int8"),
+    callback=comma_list("none", "int8"),
     help="none or int8.",
 )
 @click.option(
     "--ops",
     default="fused",
     show_default=True,
-    callback=_comma_list("fused", "portable"),
+    callback=comma_list("fused", "portable"),
     help="fused, portable, or both: fused,portable.",
 )
 @click.option(
@@ -201,15 +167,9 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @bundle_argument
-@click.option(
-    "--checkpoint",
-    type=PATH,
-    help="The checkpoint that the bundle was made from.  [default: the bundled one]",
-)
+@reference_option
 @data_options
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads for every graph."
-)
+@threads_option
 @click.option("--seed", default=0, show_default=True, help="Where segments are cut.")
 @json_option
 def check(
@@ -333,9 +293,7 @@ def evaluate(
 @click.option(
     "--min-p", type=float, help="Only tokens at least so likely as this share of the likeliest.  [default: 0]"
 )
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of onnxruntime."
-)
+@threads_option
 @json_option
 def play(
     bundle: Path | None,
@@ -392,13 +350,9 @@ def play(
 
 @main.command()
 @bundle_argument
-@click.option(
-    "--checkpoint",
-    type=PATH,
-    help="The checkpoint that the bundle was made from.  [default: the bundled one]",
-)
+@reference_option
 @click.option("--steps", type=click.IntRange(1), help="Steps of each to time.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each.")
+@threads_option
 @json_option
 def bench(
     bundle: Path | None, checkpoint: Path | None, steps: int | None, threads: int, as_json: bool
@@ -480,25 +434,6 @@ def list_targets(name: str | None) -> None:
                 )
 
 
-def _train_options(command: Command) -> Command:
-    """One option per field of TrainConfig, from its name, type and default, which needs no torch."""
-    from dsmr_export.model.train_config import TrainConfig
-
-    for field in reversed(fields(TrainConfig)):
-        name = "--" + field.name.replace("_", "-")
-        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[
-            str(field.type)
-        ]
-        command = click.option(
-            name,
-            type=kind,
-            default=field.default,
-            show_default=field.default is not None,
-            help=field.metadata["help"],
-        )(command)
-    return command
-
-
 @main.command()
 @click.option(
     "--data", "data_path", type=PATH, help="MIDI folder or zip with splits.  [default: the bundled pieces]"
@@ -507,7 +442,7 @@ def _train_options(command: Command) -> Command:
 @click.option("--out", type=PATH, required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its other options are kept.")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
-@_train_options
+@train_options
 def train(
     out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any
 ) -> None:

@@ -1,0 +1,80 @@
+"""Options that several commands share, and those that are made from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dsmr_export.model.train_config import TrainConfig
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+SPLITS = ("train", "validation", "test")
+
+bundle_argument = click.argument("bundle", type=PATH, required=False)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+reference_option = click.option(
+    "--checkpoint",
+    type=PATH,
+    help="The checkpoint that the bundle was made from.  [default: the bundled one]",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads to compute with."
+)
+
+
+def data_options(command: Command) -> Command:
+    """--data, --split and --limit, the same for every command that reads pieces."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="Only the first N pieces."),
+        click.option(
+            "--split",
+            type=click.Choice(SPLITS),
+            default="test",
+            show_default=True,
+            help="Which part of the data.",
+        ),
+        click.option(
+            "--data",
+            "data_path",
+            type=PATH,
+            help="MIDI file, folder, or MAESTRO's zip.  [default: the bundled pieces]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+        items = tuple(dict.fromkeys(item.strip() for item in value.split(",")))
+        unknown = [item for item in items if item not in allowed]
+        if unknown or ("none" in items and len(items) > 1):
+            raise click.BadParameter(
+                f"{value!r} is not one of {', '.join(allowed)}, or some of them with commas"
+            )
+        return items
+
+    return parse
+
+
+def train_options(command: Command) -> Command:
+    """One option per field of TrainConfig, from its name, type and default, which needs no torch."""
+    for field in reversed(fields(TrainConfig)):
+        name = "--" + field.name.replace("_", "-")
+        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[
+            str(field.type)
+        ]
+        command = click.option(
+            name,
+            type=kind,
+            default=field.default,
+            show_default=field.default is not None,
+            help=field.metadata["help"],
+        )(command)
+    return command
