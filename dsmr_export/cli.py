@@ -8,6 +8,7 @@ commands, so that `dsmr --help` is quick and a device needs no torch.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -494,13 +495,10 @@ def _pieces_through_miditok(
     source: Checkpoint, data_path: Path | None, split: str, limit: int | None
 ) -> list[Any]:
     from dsmr_export.model import data
-    from dsmr_export.model import tokenizer as tokens
 
     return [
         piece.ids
-        for piece in data.load(
-            data_path, _split(data_path, split), tokens.load(source.tokenizer_path), limit
-        ).pieces
+        for piece in data.load(data_path, _split(data_path, split), source.tokenizer(), limit).pieces
     ]
 
 
@@ -534,7 +532,16 @@ def _stdout() -> Console:
 
 
 def _print_json(values: Any) -> None:
-    click.echo(json.dumps(values, allow_nan=False))
+    click.echo(json.dumps(_finite(values), allow_nan=False))
+
+
+def _finite(values: Any) -> Any:
+    """What JSON has no word for, NaN and infinity, becomes null."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _command_line() -> str:

@@ -118,6 +118,16 @@ def export_graph(
     opset = opset or OPSETS[ops]
     if opset < OPSETS[ops]:
         raise GraphError(f"--opset {opset} is too old for the {ops} graph: it needs {OPSETS[ops]} or newer")
+    if opset > onnx.defs.onnx_opset_version():
+        raise GraphError(
+            f"--opset {opset} is newer than onnx {onnx.__version__} knows: give {OPSETS[ops]} to "
+            f"{onnx.defs.onnx_opset_version()}"
+        )
+    least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    if ir_version < least:
+        raise GraphError(
+            f"--ir-version {ir_version} is too old for opset {opset} of the {ops} graph: it needs {least}"
+        )
     inputs = graph_inputs(network, ops)
     module: nn.Module = FusedGraph(network) if ops == "fused" else PortableGraph(network)
     examples = {name: _example(dtype, shape) for name, (dtype, shape) in inputs.items()}
@@ -142,6 +152,11 @@ def export_graph(
     _share_head(model)
     _restore_axes(model, inputs, graph_outputs(network, ops))
     finish(model, ir_version)
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:  # the exporter only logs that it could not convert
+        raise GraphError(
+            f"--opset {opset}: torch {torch.__version__} wrote {written} instead; give {OPSETS[ops]}"
+        )
     problems = [*interface_problems(model, inputs, graph_outputs(network, ops)), *repeated_weights(model)]
     if problems:
         raise GraphError(f"the exported {ops} graph breaks its contract: " + "; ".join(problems))

@@ -84,9 +84,9 @@ class Tally:
         if "kl" in tokens:
             self.reference_nll += float(tokens["reference_nll"].sum())
             self.kl += float(tokens["kl"].sum())
-            self.kl_max = max(self.kl_max, float(tokens["kl"].max()))
+            self.kl_max = float(np.maximum(self.kl_max, tokens["kl"].max()))  # keeps NaN, as max() may not
             self.agreed += int(tokens["agreed"].sum())
-            self.max_abs_logit = max(self.max_abs_logit, float(tokens["max_abs_logit"].max()))
+            self.max_abs_logit = float(np.maximum(self.max_abs_logit, tokens["max_abs_logit"].max()))
 
     def figures(self, referenced: bool) -> dict[str, Any]:
         perplexity = float(np.exp(self.nll / self.tokens))

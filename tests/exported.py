@@ -93,7 +93,7 @@ def small_gate() -> Iterator[None]:
 
 @contextmanager
 def ready_graphs(bundle: Path) -> Iterator[list[str]]:
-    """Export and quantization hand out a bundle's graphs, which takes no time; yields which were asked for."""
+    """Export and quantization hand out a bundle's graphs, in no time; yields which were asked for."""
     from dsmr_export import export, quantize
 
     asked: list[str] = []

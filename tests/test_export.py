@@ -258,6 +258,26 @@ def test_an_opset_too_old_is_refused(tmp_path: Path, ops: str, opset: int, least
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ops", ["fused", "portable"])
+def test_versions_that_cannot_be_had_are_refused(tmp_path: Path, ops: str) -> None:
+    with pytest.raises(GraphError, match="--opset 99 is newer than onnx"):
+        export.export_graph(random_network((2,)), ops, tmp_path / "m.onnx", 99)
+    with pytest.raises(GraphError, match="--ir-version 9 is too old for opset 21"):
+        export.export_graph(random_network((2,)), ops, tmp_path / "m.onnx", 21, ir_version=9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_the_exporter_silently_lowers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.13 writes 18 where it cannot convert, and only logs it."""
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 99)
+    monkeypatch.setattr(onnx.helper, "find_min_ir_version_for", lambda _: 10)
+    with pytest.raises(GraphError, match="--opset 99: torch .* wrote 18 instead"):
+        export.export_graph(random_network((2,)), "fused", tmp_path / "m.onnx", 99)
+    assert not list(tmp_path.iterdir())
+
+
 # --- the logits ---------------------------------------------------------------------------------------------
 
 
@@ -377,8 +397,7 @@ def test_manifest_describes_the_files(tiny_export: Path, models: dict[str, onnx.
 def test_the_shipped_bundle_streams_without_end(graph: str | None) -> None:
     """200,000 tokens from position 1e9 and from 0: within 1e-3 on every logit, in less than 5 MB.
 
-    The bounds are the issue's. test_stream.py does the same with a graph made by hand; this is the bundle that
-    people get.
+    The bounds are the issue's. test_stream.py does the same with a graph made by hand; this is what people get.
     """
     from dsmr_export.runtime import Bundle, Stream
     from dsmr_export.runtime.bundle import default_path
