@@ -127,7 +127,7 @@ def pack(
     for sentence in schedules.changes(source.schedule, schedule):
         say(f"note: {sentence}")
     network = source.network(schedule)
-    tokenizer = tokens.load(source.tokenizer_path)
+    tokenizer = source.tokenizer()
     with _new_folder(request.output, request.force) as folder:
         shutil.copyfile(source.tokenizer_path, folder / TOKENIZER)
         errors = _write_graphs(request, names, network, folder, say)

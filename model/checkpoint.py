@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,15 @@ from safetensors.torch import save_file
 
 from dsmr_export import schedule as schedules
 from dsmr_export.errors import CheckpointError, OutputError, ScheduleError
+from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.network import DSMR
 from dsmr_export.runtime.bundle import file_sha256
 from dsmr_export.runtime.midi import write_atomically
 from dsmr_export.schedule import Schedule
+
+if TYPE_CHECKING:
+    from miditok import MIDILike
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FORMAT_VERSION = 1
@@ -50,6 +54,16 @@ class Checkpoint:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / TOKENIZER
+
+    def tokenizer(self) -> MIDILike:
+        """Raises CheckpointError if it is damaged, or of another vocabulary than the weights."""
+        tokenizer = tokens.load(self.tokenizer_path)
+        if len(tokenizer) != self.config.vocab_size:
+            raise CheckpointError(
+                f"{self.tokenizer_path} has {len(tokenizer)} tokens, {CONFIG} a vocab_size of "
+                f"{self.config.vocab_size}: they do not belong together"
+            )
+        return tokenizer
 
     def network(self, schedule: Schedule | None = None, dropout: float = 0.0) -> DSMR:
         """The network under the checkpoint's own schedule or another one: horizons have no weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def test_saved_and_loaded_gives_the_same_logits(network: DSMR, saved: Path) -> N
     assert (loaded.config, loaded.schedule) == (SHAPE, SCHEDULE)
     assert (loaded.data, loaded.licence) == ("made up", "MIT")
     assert loaded.tokenizer_path.read_text() == TOKENIZER_JSON
+    assert len(loaded.tokenizer()) == 311
     assert sorted(file.name for file in saved.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -226,6 +228,15 @@ def test_a_config_without_a_version_is_the_first_one(saved: Path) -> None:
 def test_bad_config_values(saved: Path, changes: dict[str, Any], expected: str) -> None:
     edit_config(saved, **changes)
     assert expected in refusal(saved)
+
+
+def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
+    smaller = DSMR(dataclasses.replace(SHAPE, vocab_size=300), SCHEDULE.horizons)
+    checkpoint.save(tmp_path, smaller, SCHEDULE, TOKENIZER_JSON)
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json has 311 tokens, config\.json .* of 300: they"
+    ):
+        checkpoint.load(tmp_path).tokenizer()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"layers": 2'])
