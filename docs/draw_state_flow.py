@@ -1,6 +1,6 @@
 """Draws docs/state-flow.svg: what each layer remembers under a schedule, and how the state flows on.
 
-    python docs/draw_state_flow.py          (make figures)
+python docs/draw_state_flow.py          (make figures)
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def draw_flow(axes: Axes) -> None:
     for index, label in enumerate(calls):
         left = 1.6 + 3.7 * index
         axes.add_patch(
-            FancyBboxPatch((left, 0.95), 1.9, 1.1, boxstyle="round,pad=0.02,rounding_size=0.12", fc=LONG, ec="none")
+            FancyBboxPatch(
+                (left, 0.95), 1.9, 1.1, boxstyle="round,pad=0.02,rounding_size=0.12", fc=LONG, ec="none"
+            )
         )
         axes.text(left + 0.95, 1.5, "model.int8.onnx", ha="center", va="center", color="white", fontsize=9)
         arrow(axes, (left + 0.95, 0.35), (left + 0.95, 0.9), NOW)

@@ -1,4 +1,4 @@
-"""Makes the prebuilt bundle that the package ships, dsmr_export/assets/default/: the bundled checkpoint as int8 alone.
+"""Makes the prebuilt bundle that the package ships, dsmr_export/assets/default/: int8 alone.
 
     python scripts/make_default_bundle.py          (make default-bundle)
 
@@ -27,7 +27,9 @@ REQUEST = pack.Request(
 def main() -> None:
     packed = pack.pack(REQUEST, click.echo)
     for name, figures in packed.parity["graphs"].items():
-        click.echo(f"{name}: perplexity {figures['perplexity']:.4f}, change {figures['relative_change']:+.1e}")
+        click.echo(
+            f"{name}: perplexity {figures['perplexity']:.4f}, change {figures['relative_change']:+.1e}"
+        )
     click.echo(f"{packed.path}: {sum(f.stat().st_size for f in packed.path.iterdir()):,} bytes")
 
 
