@@ -142,10 +142,10 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
     from dsmr_export import pack, tables
 
     request = pack.Request(gate=not no_gate, command=_command_line(), **options)
-    log = Console(stderr=True)
+    log = _stderr()
     graphs = len(request.graphs())
     with counter("parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
-        packed = pack.pack(request, lambda text: log.print(text, highlight=False), progress)
+        packed = pack.pack(request, lambda text: log.print(text, soft_wrap=True), progress)
     if as_json:
         _print_json(pack.summary(packed))
         return
@@ -155,15 +155,15 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
         worst = packed.worst_tensors[0]
         out.print(
             f"worst quantized tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise",
-            highlight=False,
+            soft_wrap=True,
         )
     verdict = (
         "inside the gates"
         if packed.parity["passed"]
         else "OUTSIDE the gates: " + "; ".join(packed.parity["failures"])
     )
-    out.print(f"parity: {verdict}", highlight=False)
-    out.print(f"bundle: {packed.path}", highlight=False, soft_wrap=True)
+    out.print(f"parity: {verdict}", soft_wrap=True)
+    out.print(f"bundle: {packed.path}", soft_wrap=True)
 
 
 @main.command()
@@ -196,10 +196,10 @@ def check(
     from dsmr_export import parity, tables
 
     opened = _open(bundle)
-    log, out = Console(stderr=True), _stdout()
+    log, out = _stderr(), _stdout()
     source, reason = parity.find_reference(opened, checkpoint)
     if source is None:
-        log.print(f"{reason}: golden vectors instead", highlight=False)
+        log.print(f"{reason}: golden vectors instead", soft_wrap=True)
         results = _check_golden(opened, threads)
         passed = all(result.passed for result in results)
         found: dict[str, Any] = {
@@ -213,7 +213,7 @@ def check(
             found |= _with_bar(opened, pieces, None, threads, seed) | {"passed": passed}
             if not as_json:
                 out.print(tables.parity_table(found, opened.manifest))
-                out.print("no reference perplexity: " + reason, highlight=False)
+                out.print("no reference perplexity: " + reason, soft_wrap=True)
     else:
         pieces = _pieces_through_miditok(source, data_path, split, limit)
         from dsmr_export import schedule as schedules
@@ -226,7 +226,7 @@ def check(
     if as_json:
         _print_json(found)
     elif found["passed"]:
-        out.print("passed", highlight=False)
+        out.print("passed", soft_wrap=True)
     if not found["passed"]:
         failures = found.get("failures") or ["the golden vectors differ"]
         raise click.ClickException("not passed: " + "; ".join(failures))
@@ -266,7 +266,7 @@ def evaluate(
         _stdout().print(
             f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over "
             f"pieces {result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
-            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -397,19 +397,19 @@ def info(bundle: Path | None, as_json: bool) -> None:
         _print_json({"path": str(opened.path), **manifest.to_json()})
         return
     out, model = _stdout(), manifest.model
-    out.print(f"{manifest.name}  {opened.path}", highlight=False, soft_wrap=True)
+    out.print(f"{manifest.name}  {opened.path}", soft_wrap=True)
     out.print(
         f"{model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv heads "
         f"of {model.head_dim}; {model.vocab_size} tokens",
-        highlight=False,
+        soft_wrap=True,
     )
     horizons = schedules.compact(manifest.schedule.horizons)
     out.print(
         f"schedule {manifest.schedule.name}: {horizons} = {manifest.schedule.budget_tokens:,} tokens",
-        highlight=False,
+        soft_wrap=True,
     )
     out.print(
-        f"data: {manifest.provenance['data']}; licence {manifest.provenance['licence']}", highlight=False
+        f"data: {manifest.provenance['data']}; licence {manifest.provenance['licence']}", soft_wrap=True
     )
     out.print(tables.graph_table(manifest))
 
@@ -527,8 +527,16 @@ def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, see
 
 
 def _stdout() -> Console:
-    """Tables keep their width when stdout is a pipe, whatever COLUMNS says."""
-    return Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    """Tables keep their width when stdout is a pipe, whatever COLUMNS says.
+
+    No markup: `pip install 'dsmr-export[export]'` and folders with brackets are printed as they are.
+    """
+    width = None if sys.stdout.isatty() else TABLE_WIDTH
+    return Console(width=width, markup=False, highlight=False)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, markup=False, highlight=False)
 
 
 def _print_json(values: Any) -> None:

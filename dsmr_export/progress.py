@@ -74,4 +74,6 @@ def _bar(
     from rich.progress import Progress, TimeRemainingColumn
 
     console = console or Console(stderr=True)
+    if transient and not console.is_terminal:
+        show = False  # it would leave an empty line in a log
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient, disable=not show)

@@ -397,7 +397,7 @@ def test_manifest_describes_the_files(tiny_export: Path, models: dict[str, onnx.
 def test_the_shipped_bundle_streams_without_end(graph: str | None) -> None:
     """200,000 tokens from position 1e9 and from 0: within 1e-3 on every logit, in less than 5 MB.
 
-    The bounds are the issue's. test_stream.py does the same with a graph made by hand; this is what people get.
+    The bounds are the issue's. test_stream.py does it with a graph made by hand; this is what people get.
     """
     from dsmr_export.runtime import Bundle, Stream
     from dsmr_export.runtime.bundle import default_path
