@@ -86,7 +86,8 @@ def card(stored: checkpoint.Checkpoint, run: Path, corpora: dict[str, data.Corpu
         for row in log
         if row["validation_perplexity"]
     ]
-    epochs = int(last["tokens"]) / corpora["train"].tokens
+    read = int(last["tokens"])
+    epochs = read / corpora["train"].tokens
     sizes = ", ".join(
         f"{split} {len(c.pieces)} pieces and {c.tokens:,} tokens" for split, c in corpora.items()
     )
@@ -103,8 +104,8 @@ def card(stored: checkpoint.Checkpoint, run: Path, corpora: dict[str, data.Corpu
     curve = "; ".join(f"{tokens:,}: {perplexity:.2f}" for tokens, perplexity in validations)
     return f"""# The bundled model
 
-{parameters:,} parameters, float16: {shape.layers} layers, d_model {shape.d_model}, d_ff {shape.d_ff}, {heads}.
-Trained with the schedule `{schedule.text}`: horizons {horizons}.
+{parameters:,} parameters, float16: {shape.layers} layers, d_model {shape.d_model}, d_ff {shape.d_ff},
+{heads}. Trained with the schedule `{schedule.text}`: horizons {horizons}.
 
 It is there to try the toolchain with, and to go on from a piece on a small board. It is small, has heard
 {len(corpora["train"].pieces)} performances, and repeats their habits.
@@ -129,7 +130,7 @@ interpolated Kneser-Ney 6-gram of the same training split (`python -m dsmr_expor
 
     dsmr train --out RUN --minutes {config["minutes"]:g} --save-every {config["save_every"]}
 
-{last["step"]} steps, {int(last["tokens"]):,} tokens ({epochs:.1f} epochs), {minutes:.0f} minutes on two CPU cores
+{last["step"]} steps, {read:,} tokens ({epochs:.1f} epochs), {minutes:.0f} minutes on two CPU cores
 that also did other work. {settings}; torch {about["torch"]}.
 
 Validation perplexity on the way, by tokens read: {curve}.
@@ -142,8 +143,8 @@ def _outlook(validations: list[tuple[int, float]]) -> str:
     (_, before), (_, after) = validations[-2:]
     gain = 1 - after / before
     if gain >= 0.01:
-        return f"""The last stretch still won {gain:.1%}, while the learning rate ran out: the run ended with its time.
-More training would give a better model."""
+        return f"""The last stretch still won {gain:.1%}, while the learning rate ran out: the run ended
+with its time. More training would give a better model."""
     return f"The last stretch won {gain:.1%}: more of the same training no longer helps by 1 %."
 
 
