@@ -408,9 +408,8 @@ def info(bundle: Path | None, as_json: bool) -> None:
         f"schedule {manifest.schedule.name}: {horizons} = {manifest.schedule.budget_tokens:,} tokens",
         soft_wrap=True,
     )
-    out.print(
-        f"data: {manifest.provenance['data']}; licence {manifest.provenance['licence']}", soft_wrap=True
-    )
+    data, licence = (manifest.provenance.get(key, "unknown") for key in ("data", "licence"))
+    out.print(f"data: {data}; licence {licence}", soft_wrap=True)
     out.print(tables.graph_table(manifest))
 
 
@@ -480,9 +479,16 @@ def _require(package: str, extra: str) -> None:
 
 
 def _open(path: Path | None) -> Bundle:
+    import warnings
+
     from dsmr_export.runtime import Bundle
 
-    return Bundle.open(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below, without the line of code
+        opened = Bundle.open(path)
+    for note in opened.warnings:
+        click.echo(f"warning: {note}", err=True)
+    return opened
 
 
 def _check_golden(bundle: Bundle, threads: int) -> list[Any]:

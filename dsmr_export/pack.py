@@ -12,7 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -308,6 +308,7 @@ def versions() -> dict[str, str]:
 def _new_folder(output: Path, force: bool) -> Iterator[Path]:
     """A hidden folder beside `output`: it takes that name when the block ends well, and vanishes else."""
     output = output.resolve()
+    new_parents = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -317,6 +318,9 @@ def _new_folder(output: Path, force: bool) -> Iterator[Path]:
             _rename(folder, output, force)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            for parent in new_parents:  # nearest first; one that holds the bundle stays
+                with suppress(OSError):
+                    parent.rmdir()
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise OutputError(

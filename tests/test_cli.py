@@ -432,6 +432,47 @@ def test_info(bundle: Path) -> None:
     assert found["path"] == str(bundle) and found["schedule"]["horizons"] == [70, 5, 1]
 
 
+def test_info_of_a_bundle_that_somebody_else_made(bundle: Path) -> None:
+    """Provenance is free; a card that was edited is worth a warning and no more."""
+    data = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(data | {"provenance": {}}))
+    write_sums(bundle)
+    (bundle / "README.md").write_text("my notes")
+    result = dsmr("info", bundle)
+    assert result.exit_code == 0 and "data: unknown; licence unknown" in result.stdout
+    assert re.fullmatch(r"warning: .*README\.md was changed.*\n", result.stderr)
+
+
+def test_targets() -> None:
+    result = dsmr("targets")
+    assert result.exit_code == 0 and "generic: " in result.stdout
+    assert "int8: " in dsmr("targets", "generic").stdout
+    refused(dsmr("targets", "no-such-board"), "no-such-board", "generic")
+
+
+def test_bench_as_json_and_as_tables(bundle: Path, tiny_checkpoint: Path) -> None:
+    arguments = ("bench", bundle, "--checkpoint", tiny_checkpoint, "--steps", "3")
+    assert {"int8", "fp32", "portable"} <= set(one_json(dsmr(*arguments, "--json"))["graphs"])
+    text = dsmr(*arguments)
+    assert text.exit_code == 0 and "pytorch_eager" in text.stdout
+
+
+def test_eval_gives_the_reference_of_check(bundle: Path, tiny_checkpoint: Path, prompt: Path) -> None:
+    float_only(bundle)
+    found = one_json(dsmr("eval", tiny_checkpoint, "--data", prompt, "--json"))
+    checked = one_json(dsmr("check", bundle, "--checkpoint", tiny_checkpoint, "--data", prompt, "--json"))
+    assert found["tokens"] == checked["tokens"]
+    reference = checked["graphs"]["fp32"]["reference_perplexity"]
+    assert found["perplexity"] == pytest.approx(reference, rel=1e-6)  # float32 logits in other segments
+
+
+def test_data_that_is_not_there(tiny_checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    refused(dsmr("eval", tiny_checkpoint, "--data", tmp_path / "nowhere.zip"), "nowhere.zip")
+    (tmp_path / "empty").mkdir()
+    arguments = ("check", bundle, "--checkpoint", tiny_checkpoint, "--data", tmp_path / "empty")
+    refused(dsmr(*arguments), "no MIDI files")
+
+
 # --- play ---------------------------------------------------------------------------------------------------
 
 

@@ -190,6 +190,17 @@ def test_a_schedule_other_than_the_trained_one_says_what_changes(
     assert any("layer 0: horizon 70 -> 9" in line for line in said)
 
 
+def test_folders_on_the_way_are_made_and_unmade(
+    ready: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_tiny(tiny_checkpoint, tmp_path / "a" / "b" / "bundle", ops=("fused",))
+    Bundle.open(tmp_path / "a" / "b" / "bundle")
+    monkeypatch.setattr(parity, "EXACT", parity.Gate(relative_change=-1.0))
+    with pytest.raises(ParityError):
+        pack_tiny(tiny_checkpoint, tmp_path / "c" / "d" / "bundle", gate=True)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 # --- what is refused before anything is written -------------------------------------------------------------
 
 
