@@ -72,7 +72,7 @@ def beginning(performance: Performance, frames: int) -> Performance:
 
 def show(results: Sequence[Density], console: Console) -> None:
     """One row a piece, and how many are plausible."""
-    table = Table("piece", "prompt notes/s", "continuation notes/s", "ratio", "")
+    table = Table("piece", "prompt", "continuation", "ratio", "", title="notes per second")
     for result in results:
         figures = (f"{value:.2f}" for value in (result.prompt, result.continuation, result.ratio))
         table.add_row(result.piece, *figures, "" if result.plausible else "outside")
