@@ -29,8 +29,8 @@ from dsmr_export.runtime.stream import Snapshot, Stream
 SAMPLING = Sampling(temperature=1.0, top_p=0.98)
 """What play and bench sample with unless told otherwise.
 
-Nearly the model's own distribution, on purpose: the probability of a pause is spread over a hundred shifts, so
-a lower temperature or top-p, or a min-p, cuts pauses first and makes the music denser than the model means it.
+Nearly the model's own distribution, on purpose: the probability of a pause is spread over a hundred shifts,
+so a lower temperature or top-p, or a min-p, cuts pauses first and makes music denser than the model means it.
 """
 
 MAX_FRAME_TOKENS = 128
