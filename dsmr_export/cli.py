@@ -289,10 +289,13 @@ def evaluate(
 @click.option("--temperature", type=float, help="0 = always the most likely token.  [default: 1.0]")
 @click.option("--top-k", type=int, help="Only the k most likely tokens; 0 = all.  [default: 0]")
 @click.option(
-    "--top-p", type=float, help="Only the most likely tokens that make up p; 1 = all.  [default: 0.95]"
+    "--top-p", type=float, help="Only the most likely tokens that make up p; 1 = all.  [default: 0.98]"
 )
 @click.option(
     "--min-p", type=float, help="Only tokens at least so likely as this share of the likeliest.  [default: 0]"
+)
+@click.option(
+    "--pace", type=float, help="Above 0 longer pauses, below 0 shorter; 0 = the model's own.  [default: 0.3]"
 )
 @threads_option
 @json_option
@@ -304,6 +307,7 @@ def play(
     seed: int,
     with_prompt: bool,
     graph: str | None,
+    pace: float | None,
     threads: int,
     as_json: bool,
     **sampling: Any,
@@ -331,7 +335,17 @@ def play(
                 f"{prompt}: {reading.dropped} notes outside the model's pitches are left out", err=True
             )
     with stages("s") as progress:
-        made = player.continue_prompt(opened, heard, seconds, chosen, seed, graph, threads, progress)
+        made = player.continue_prompt(
+            opened,
+            heard,
+            seconds,
+            chosen,
+            seed,
+            graph,
+            threads,
+            progress,
+            player.PACE if pace is None else pace,
+        )
     made.save(save, with_prompt)
     result = {
         "saved": str(save),

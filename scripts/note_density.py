@@ -23,7 +23,7 @@ from dsmr_export.corpus import Piece, pieces
 from dsmr_export.errors import DsmrError
 from dsmr_export.runtime import Bundle, Sampling
 from dsmr_export.runtime.performance import Performance
-from dsmr_export.runtime.play import SAMPLING, continue_prompt, read_prompt
+from dsmr_export.runtime.play import PACE, SAMPLING, continue_prompt, read_prompt
 
 PROMPT_SECONDS = 60.0
 PLAUSIBLE = (0.5, 2.0)
@@ -53,6 +53,7 @@ def densities(
     seed: int = 1,
     sampling: Sampling = SAMPLING,
     prompt_seconds: float = PROMPT_SECONDS,
+    pace: float = PACE,
 ) -> Iterator[Density]:
     """One `Density` a piece, each with the same seed. Raises what reading and playing raise."""
     per_second = 1000 / bundle.event_table.step_ms
@@ -60,7 +61,7 @@ def densities(
         whole = read_prompt(bundle, piece.read(), piece.name).performance
         prompt = beginning(whole, round(prompt_seconds * per_second))
         heard = max(note.end for note in prompt) - prompt[0].start
-        played = continue_prompt(bundle, prompt, seconds, sampling, seed).performance
+        played = continue_prompt(bundle, prompt, seconds, sampling, seed, pace=pace).performance
         yield Density(piece.name, len(prompt) * per_second / heard, len(played) / seconds)
 
 
@@ -93,17 +94,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=SAMPLING.temperature)
     parser.add_argument("--top-p", type=float, default=SAMPLING.top_p)
+    parser.add_argument("--pace", type=float, default=PACE)
     options = parser.parse_args()
     try:
         bundle = Bundle.open(options.bundle)
         found = pieces(split=options.split, limit=options.pieces)
         sampling = Sampling(options.temperature, top_p=options.top_p)
-        results = list(densities(bundle, found, options.seconds, options.seed, sampling))
+        results = list(densities(bundle, found, options.seconds, options.seed, sampling, pace=options.pace))
     except DsmrError as error:
         sys.exit(f"error: {error}")
     console = Console()
     show(results, console)
-    console.print(f"graph {bundle.default_graph}, seed {options.seed}, {sampling}", highlight=False)
+    settings = f"graph {bundle.default_graph}, seed {options.seed}, pace {options.pace}, {sampling}"
+    console.print(settings, highlight=False)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from dsmr_export.corpus import Piece
+from dsmr_export.corpus import Piece, pieces
 from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.midi import write_midi
 from dsmr_export.runtime.performance import Note
@@ -69,3 +70,17 @@ def test_it_runs(bundle: Bundle, tmp_path: Path) -> None:
     missing = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
     assert missing.returncode == 1 and missing.stderr.startswith("error: ")
     assert len(missing.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_default_bundle_keeps_the_density(script: ModuleType) -> None:
+    """30 seconds after the first minute of 10 held-out pieces: each half to twice as dense as its prompt.
+
+    The geometric mean of three seeds, because one continuation is chance, and another CPU rounds another one.
+    """
+    bundle, found = Bundle.open(), pieces(split="test", limit=10)
+    seeds = [list(script.densities(bundle, found, seed=seed)) for seed in (1, 2, 3)]
+    assert len(seeds[0]) == 10
+    for tries in zip(*seeds, strict=True):
+        low, high = script.PLAUSIBLE
+        assert low <= math.prod(density.ratio for density in tries) ** (1 / 3) <= high, tries

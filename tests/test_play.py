@@ -19,11 +19,13 @@ from dsmr_export.runtime.midi import read_midi, write_midi
 from dsmr_export.runtime.performance import Note, Performance, canonical
 from dsmr_export.runtime.play import (
     MAX_FRAME_TOKENS,
+    PACE_PIVOT_MS,
     Continuation,
     Paced,
     Performer,
     continue_prompt,
     encode_piece,
+    pace_bias,
     prompt_ids,
     read_prompt,
 )
@@ -98,7 +100,7 @@ def test_it_lasts_as_long_as_asked(bundle: Bundle) -> None:
 
 def test_it_continues_the_prompt(bundle: Bundle) -> None:
     """The tokens are those of a stream that was fed BOS and the prompt by hand, with the same seed."""
-    continuation = continue_prompt(bundle, PROMPT, 3.0, Sampling(), 9)
+    continuation = continue_prompt(bundle, PROMPT, 3.0, Sampling(), 9, pace=0)
     stream, grammar = Stream(bundle), bundle.grammar()
     for token in [BOS, *prompt_ids(PROMPT, bundle.event_table)]:
         stream.step(token)
@@ -272,3 +274,30 @@ def test_an_unknown_graph_is_refused(bundle: Bundle) -> None:
 def test_a_file_that_cannot_be_written_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         continue_prompt(bundle, None, 0.1).save(tmp_path / "missing" / "out.mid")
+
+
+def test_pace_makes_longer_shifts_likelier_and_leaves_the_rest(bundle: Bundle) -> None:
+    """By the definition, token by token; 0 is the model's own distribution."""
+    table = bundle.event_table
+    bias = pace_bias(table, 0.5)
+    for token, kind in enumerate(table.kinds):
+        if kind == "shift":
+            milliseconds = int(table.values[token]) * table.step_ms
+            assert np.exp(bias[token]) == pytest.approx(np.sqrt(milliseconds / PACE_PIVOT_MS), rel=1e-6)
+        else:
+            assert bias[token] == 0
+    assert not pace_bias(table, 0).any()
+    with pytest.raises(DsmrError, match="pace is nan: give a number"):
+        pace_bias(table, float("nan"))
+
+
+def test_a_higher_pace_plays_longer_shifts(bundle: Bundle) -> None:
+    """Over several seeds: one continuation is chance."""
+    table = bundle.event_table
+
+    def mean_shift(pace: float) -> float:
+        made = [continue_prompt(bundle, None, 3.0, seed=seed, pace=pace) for seed in range(5)]
+        tokens = [token for continuation in made for token in continuation.tokens]
+        return float(np.mean([int(table.values[t]) for t in tokens if table.kinds[t] == "shift"]))
+
+    assert mean_shift(1.0) > mean_shift(-1.0) * 1.2

@@ -35,8 +35,11 @@ def generate(
     mask: Mask | None = None,
     limit: int | None = None,
     stop: int | None = None,
+    logit_bias: NDArray[np.float32] | None = None,
 ) -> Iterator[int]:
     """Yields token ids that continue `stream`, at most `limit` of them; ends after the id `stop`.
+
+    logit_bias [V] is added to the logits before anything else.
 
     The stream must have been fed at least one token, and `mask` advanced over what was fed. When an id is
     yielded the stream and the mask have already heard it: a snapshot taken between two ids continues with
@@ -46,15 +49,22 @@ def generate(
         raise DsmrError(
             "this stream was fed nothing, so there is nothing to continue: feed it BOS or a prompt first"
         )
-    return _generate(stream, sampling, rng, mask, limit, stop)
+    return _generate(stream, sampling, rng, mask, limit, stop, logit_bias)
 
 
 def _generate(
-    stream: Stream, sampling: Sampling, rng: Generator, mask: Mask | None, limit: int | None, stop: int | None
+    stream: Stream,
+    sampling: Sampling,
+    rng: Generator,
+    mask: Mask | None,
+    limit: int | None,
+    stop: int | None,
+    logit_bias: NDArray[np.float32] | None,
 ) -> Iterator[int]:
     made = 0
     while limit is None or made < limit:
-        token = sample(stream.logits, sampling, rng, None if mask is None else mask.allowed)
+        logits = stream.logits if logit_bias is None else stream.logits + logit_bias
+        token = sample(logits, sampling, rng, None if mask is None else mask.allowed)
         stream.step(token)
         if mask is not None:
             mask.advance(token)

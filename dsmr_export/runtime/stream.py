@@ -112,10 +112,16 @@ class Stream:
         return self._runner.logits
 
     def generate(
-        self, sampling: Sampling, rng: Generator, mask: Mask | None = None, limit: int | None = None
+        self,
+        sampling: Sampling,
+        rng: Generator,
+        mask: Mask | None = None,
+        limit: int | None = None,
+        logit_bias: NDArray[np.float32] | None = None,
     ) -> Iterator[int]:
         """Continues the stream: an endless iterator of token ids (see runtime.generate.generate)."""
-        return generate(self, sampling, rng, mask, limit, stop=self.bundle.manifest.special.eos)
+        eos = self.bundle.manifest.special.eos
+        return generate(self, sampling, rng, mask, limit, eos, logit_bias)
 
     def snapshot(self) -> Snapshot:
         """A copy of everything the stream remembers; `state_bytes` and one row of logits."""
