@@ -307,7 +307,8 @@ def train(
         trainer.load(*saved)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(out / RUN, {"config": asdict(config), **about, "torch": torch.__version__})
+        facts = {"config": asdict(config), **about, "torch": torch.__version__}
+        checkpoint.write_json(out / RUN, {**facts, "starts": _starts(out / RUN, trainer.meter.step, config)})
         parameters = sum(p.numel() for p in trainer.network.parameters())
         console.print(
             f"{parameters:,} parameters, {schedules.describe(trainer.schedule)}; "
@@ -319,6 +320,15 @@ def train(
                 perplexity = trainer.meter.validations[-1] if trainer.meter.validations else math.nan
                 show(trainer.progress(), row["step"], row["loss"], row["tokens_per_s"], perplexity)
     return trainer.meter
+
+
+def _starts(path: Path, step: int, config: TrainConfig) -> list[dict[str, float | None]]:
+    """Every start of the run, this one last: the learning rate follows from what each asked for."""
+    earlier = json.loads(path.read_text()).get("starts", []) if step and path.exists() else []
+    return [
+        *(start for start in earlier if start["step"] < step),
+        {"step": step, "steps": config.steps, "minutes": config.minutes},
+    ]
 
 
 def _run(trainer: Trainer, validation: Sequence[Ids]) -> Iterator[dict[str, float]]:

@@ -101,6 +101,15 @@ def card(stored: checkpoint.Checkpoint, run: Path, corpora: dict[str, data.Corpu
     horizons = f"{schedules.compact(schedule.horizons)}, {schedule.budget_tokens:,} tokens in all"
     minutes = float(last["elapsed_s"]) / 60
     settings = ", ".join(f"{name} {config[name]}" for name in SETTINGS)
+    commands = "\n".join(
+        f"    dsmr train --out RUN --minutes {start['minutes']:g} "
+        + (
+            f"--resume  (at step {start['step']})"
+            if start["step"]
+            else f"--save-every {config['save_every']}"
+        )
+        for start in about["starts"]
+    )
     curve = "; ".join(f"{tokens:,}: {perplexity:.2f}" for tokens, perplexity in validations)
     return f"""# The bundled model
 
@@ -128,7 +137,7 @@ interpolated Kneser-Ney 6-gram of the same training split (`python -m dsmr_expor
 
 ## Training
 
-    dsmr train --out RUN --minutes {config["minutes"]:g} --save-every {config["save_every"]}
+{commands}
 
 {last["step"]} steps, {read:,} tokens ({epochs:.1f} epochs), {minutes:.0f} minutes on two CPU cores
 that also did other work. {settings}; torch {about["torch"]}.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,8 @@ def test_a_finished_run_can_be_made_longer(corpus: Path, tmp_path: Path) -> None
     assert meter.step == 6
     _, metadata = training._read_saved(tmp_path)
     assert '"dropout": 0.1' in metadata["config"] and '"steps": 6' in metadata["config"]
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [(start["step"], start["steps"]) for start in starts] == [(0, 4), (4, 6)]
 
 
 def test_an_existing_run_is_refused_without_resume(corpus: Path, tmp_path: Path) -> None:
