@@ -171,13 +171,13 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
 @reference_option
 @data_options
 @threads_option
-@click.option("--seed", default=0, show_default=True, help="Where segments are cut.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where segments are cut.")
 @json_option
 def check(
     bundle: Path | None,
     checkpoint: Path | None,
     data_path: Path | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     threads: int,
     seed: int,
@@ -237,7 +237,7 @@ def check(
 @data_options
 @json_option
 def evaluate(
-    checkpoint: Path | None, data_path: Path | None, split: str, limit: int | None, as_json: bool
+    checkpoint: Path | None, data_path: Path | None, split: str | None, limit: int | None, as_json: bool
 ) -> None:
     """Perplexity of a checkpoint in PyTorch, streamed over whole pieces.
 
@@ -450,7 +450,10 @@ def list_targets(name: str | None) -> None:
 
 @main.command()
 @click.option(
-    "--data", "data_path", type=PATH, help="MIDI folder or zip with splits.  [default: the bundled pieces]"
+    "--data",
+    "data_path",
+    type=PATH,
+    help="MIDI folder or zip; without splits, every tenth piece validates.  [default: the bundled pieces]",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
 @click.option("--out", type=PATH, required=True, help="Run folder.")
@@ -512,30 +515,24 @@ def _check_golden(bundle: Bundle, threads: int) -> list[Any]:
 
 
 def _pieces_through_miditok(
-    source: Checkpoint, data_path: Path | None, split: str, limit: int | None
+    source: Checkpoint, data_path: Path | None, split: str | None, limit: int | None
 ) -> list[Any]:
+    from dsmr_export import corpus
     from dsmr_export.model import data
 
-    return [
-        piece.ids
-        for piece in data.load(data_path, _split(data_path, split), source.tokenizer(), limit).pieces
-    ]
+    split = split or corpus.default_split(data_path)
+    return [piece.ids for piece in data.load(data_path, split, source.tokenizer(), limit).pieces]
 
 
-def _pieces_on_device(bundle: Bundle, data_path: Path, split: str, limit: int | None) -> list[Any]:
+def _pieces_on_device(bundle: Bundle, data_path: Path, split: str | None, limit: int | None) -> list[Any]:
     """Through the runtime's own MIDI reader and encoder; what cannot be read is named and left out."""
     from dsmr_export import corpus, parity
 
     return parity.read_pieces(
         bundle,
-        corpus.pieces(data_path, _split(data_path, split), limit),
+        corpus.pieces(data_path, split or corpus.default_split(data_path), limit),
         lambda text: click.echo(text, err=True),
     )
-
-
-def _split(data_path: Path | None, split: str) -> str | None:
-    """A single MIDI file has no splits."""
-    return None if data_path is not None and data_path.suffix.lower() in (".mid", ".midi") else split
 
 
 def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from dsmr_export.errors import DataError
 
 BUNDLED = Path(__file__).parent / "assets" / "corpus" / "public-domain.zip"
 SPLITS = ("train", "validation", "test")
+VALIDATION_EVERY = 10
+"""Where no splits are named, the first of every so many pieces is for validation, the rest for training."""
 _MIDI_SUFFIXES = (".mid", ".midi")
 
 
@@ -52,8 +54,9 @@ def pieces(
     """The pieces of a source, in the order of its csv (``midi_filename``, ``split``), else by name.
 
     ``path``: a MIDI file, a folder or a zip (both with or without a csv); None is the bundled corpus.
-    ``split``: only those pieces. ``limit``: only the first so many. Raises ``DataError`` for a source that is
-    missing, damaged, without MIDI files, or without the split asked for.
+    ``split``: only those pieces; where no splits are named, the first of every ten pieces is `validation` and
+    the rest `train`. ``limit``: only the first so many. Raises ``DataError`` for a source that is missing,
+    damaged, without MIDI files, or without the split asked for.
     """
     source = BUNDLED if path is None else Path(path)
     if source.is_dir():
@@ -71,6 +74,11 @@ def pieces(
     if split is not None:
         found = _of_split(found, split, source)
     return found[:limit]
+
+
+def default_split(path: str | os.PathLike[str] | None) -> str | None:
+    """What is measured unless asked otherwise: `test` where a source names splits, else all (None)."""
+    return "test" if any(piece.split for piece in pieces(path)) else None
 
 
 def read_all(found: Iterable[Piece]) -> Iterator[tuple[Piece, bytes | DataError]]:
@@ -100,11 +108,19 @@ def read_all(found: Iterable[Piece]) -> Iterator[tuple[Piece, bytes | DataError]
 
 def _of_split(found: list[Piece], split: str, source: Path) -> list[Piece]:
     have = sorted({piece.split for piece in found} - {""})
-    if not have:
+    if not have and split == "test":
         raise DataError(
             f"{source}: names no splits (no csv with the columns split and midi_filename); "
             f"leave out --split {split}"
         )
+    if not have and len(found) < 2:
+        raise DataError(
+            f"{source}: holds one piece and names no splits; training needs two or more, of which it keeps "
+            f"one in {VALIDATION_EVERY} for validation"
+        )
+    if not have:
+        first = split == "validation"
+        return [piece for index, piece in enumerate(found) if (index % VALIDATION_EVERY == 0) == first]
     if split not in have:
         raise DataError(f"{source}: has no split {split!r}; it has {', '.join(have)}")
     return [piece for piece in found if piece.split == split]

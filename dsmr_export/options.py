@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
+from dsmr_export.corpus import SPLITS
 from dsmr_export.model.train_config import TrainConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-SPLITS = ("train", "validation", "test")
 
 bundle_argument = click.argument("bundle", type=PATH, required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -35,9 +35,7 @@ def data_options(command: Command) -> Command:
         click.option(
             "--split",
             type=click.Choice(SPLITS),
-            default="test",
-            show_default=True,
-            help="Which part of the data.",
+            help="Which part of the data.  [default: test, or all where no splits are named]",
         ),
         click.option(
             "--data",

@@ -127,6 +127,7 @@ def test_version() -> None:
         ["export", "--ops", "slow"],
         ["check", "--split", "half"],
         ["check", "--limit", "0"],
+        ["check", "--seed", "-1"],
         ["play"],
         ["export", "--opset", "17"],
     ],
@@ -464,6 +465,15 @@ def test_eval_gives_the_reference_of_check(bundle: Path, tiny_checkpoint: Path, 
     assert found["tokens"] == checked["tokens"]
     reference = checked["graphs"]["fp32"]["reference_perplexity"]
     assert found["perplexity"] == pytest.approx(reference, rel=1e-6)  # float32 logits in other segments
+
+
+def test_a_folder_needs_no_splits(tiny_checkpoint: Path, prompt: Path, tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    shutil.copy(prompt, tmp_path / "music" / "a.mid")
+    of_folder = one_json(dsmr("eval", tiny_checkpoint, "--data", tmp_path / "music", "--json"))
+    assert of_folder == one_json(dsmr("eval", tiny_checkpoint, "--data", prompt, "--json"))
+    arguments = ("eval", tiny_checkpoint, "--data", tmp_path / "music", "--split", "test")
+    refused(dsmr(*arguments), "names no splits", "leave out --split test")
 
 
 def test_data_that_is_not_there(tiny_checkpoint: Path, bundle: Path, tmp_path: Path) -> None:

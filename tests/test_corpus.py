@@ -180,6 +180,22 @@ def test_a_folder_with_and_without_a_csv(tmp_path: Path, song: Path) -> None:
         corpus.pieces(folder, "train")
 
 
+def test_data_that_name_no_splits_can_be_trained_with(tmp_path: Path, song: Path) -> None:
+    """Every piece trains or validates, none does both; what is measured by default is all of them."""
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02}.mid").write_bytes(song.read_bytes())
+    found = {
+        split: [piece.name for piece in corpus.pieces(folder, split)] for split in ("train", "validation")
+    }
+    assert found["validation"] == ["00.mid", "10.mid"]
+    assert sorted(found["train"] + found["validation"]) == [piece.name for piece in corpus.pieces(folder)]
+    assert corpus.default_split(folder) is None and corpus.default_split(None) == "test"
+    (folder / "splits.csv").write_text(maestro_csv(("train", "01.mid")))
+    assert corpus.default_split(folder) == "test"
+
+
 def test_a_zip_without_a_csv(tmp_path: Path, song: Path) -> None:
     path = tmp_path / "songs.zip"
     with zipfile.ZipFile(path, "w") as archive:
