@@ -45,7 +45,7 @@ def training(console: Console) -> Iterator[Callable[[float, float, float, float,
     The function it gives is told the share done (0 … 1), the step, its loss, tokens per second and the last
     validation perplexity (NaN before the first).
     """
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn
 
     columns = (
         BarColumn(),
@@ -53,7 +53,6 @@ def training(console: Console) -> Iterator[Callable[[float, float, float, float,
         TextColumn("loss {task.fields[loss]:.3f}"),
         TextColumn("validation perplexity {task.fields[perplexity]:.3f}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeElapsedColumn(),
     )
     nan = float("nan")
     with _bar(*columns, console=console, transient=False) as bar:

@@ -286,10 +286,11 @@ def train(
     """Runs (or resumes) a training run in the folder `out`. A resumed run keeps its options but the length.
 
     Raises OutputExistsError if `out` holds a run and resume is not asked for; TrainingError if there is
-    nothing to resume, it was trained on other pieces, or the loss is no longer finite; DataError if there is
-    nothing to train on; OutputError if `out` cannot be written.
+    nothing to resume, it was trained on other pieces, the device is not there, or the loss is no longer
+    finite; DataError if there is nothing to train on; OutputError if `out` cannot be written.
     """
     console = console or Console(stderr=True)
+    _require_device(device)
     saved = _read_saved(out) if resume else None
     if not resume and (out / TRAINING).exists():
         raise OutputExistsError(
@@ -301,7 +302,7 @@ def train(
     if saved is not None:
         lengths = {"steps": config.steps, "minutes": config.minutes}
         config = TrainConfig(**{**json.loads(saved[1]["config"]), **lengths})
-    about = BUNDLED_DATA if data_path is None else {"data": data_path.name}
+    about = BUNDLED_DATA if data_path is None else {"data": data_path.resolve().name}
     trainer = Trainer(config, out, training.pieces, tokenizer, device, about)
     if saved is not None:
         trainer.load(*saved)
@@ -312,7 +313,8 @@ def train(
         parameters = sum(p.numel() for p in trainer.network.parameters())
         console.print(
             f"{parameters:,} parameters, {schedules.describe(trainer.schedule)}; "
-            f"{len(training.pieces)} pieces to train on, {len(validation)} to validate with"
+            f"{len(training.pieces)} pieces to train on, {len(validation)} to validate with",
+            soft_wrap=True,
         )
         with _log(out / LOG, trainer.meter.step) as log, progress.training(console) as show:
             for row in _run(trainer, validation):
@@ -329,6 +331,14 @@ def _starts(path: Path, step: int, config: TrainConfig) -> list[dict[str, float 
         *(start for start in earlier if start["step"] < step),
         {"step": step, "steps": config.steps, "minutes": config.minutes},
     ]
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: by what is missing
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"--device {device} cannot be used here ({reason}): use cpu") from error
 
 
 def _run(trainer: Trainer, validation: Sequence[Ids]) -> Iterator[dict[str, float]]:

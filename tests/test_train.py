@@ -108,6 +108,13 @@ def test_tokens_are_weighed_alike_whatever_their_lane(
     assert made.step()["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_device_that_is_not_there(corpus: Path, tmp_path: Path) -> None:
+    for device in ("toaster", "meta"):  # unknown; known, but nothing can be computed on it
+        with pytest.raises(TrainingError, match=f"--device {device} cannot be used here"):
+            train(tiny(), tmp_path / "run", corpus, device=device)
+    assert not (tmp_path / "run").exists()
+
+
 # Resume
 
 
