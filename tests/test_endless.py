@@ -5,48 +5,16 @@ test_stream.py holds the runtime to the same with a graph made by hand; this is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dsmr_export.errors import CheckpointError
-from dsmr_export.runtime import Bundle, Stream
+from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.bundle import default_path
-from dsmr_export.runtime.metrics import kl_divergence
-from tests.test_stream import resident_bytes
+from tests.endless import MEGABYTE, far_and_near, measure
 
 TOKENS = 200_000
-MEGABYTE = 2**20
-
-
-@dataclass
-class Apart:
-    """How far two streams are from each other. kl in nats; growth: bytes of memory since the first tokens."""
-
-    max_abs_logit: float = 0.0
-    kl_mean: float = 0.0
-    top1: float = 0.0
-    growth: int = 0
-
-
-def far_and_near(bundle: Bundle, graph: str, tokens: int = TOKENS) -> Apart:
-    far, near = Stream(bundle, graph, position=10**9), Stream(bundle, graph)
-    longest = bundle.graph(graph).stream.max_segment
-    ids, rng = np.resize(bundle.golden.input_ids, tokens), np.random.default_rng(11)
-    found, done, base = Apart(), 0, 0
-    while done < tokens:
-        part = ids[done : done + int(rng.choice([1, 2, 17, longest], p=[0.2, 0.1, 0.1, 0.6]))]
-        one, other = far.feed(part), near.feed(part)
-        found.max_abs_logit = max(found.max_abs_logit, float(np.abs(one - other).max()))
-        found.kl_mean += float(kl_divergence(other, one).sum()) / tokens
-        found.top1 += float((one.argmax(axis=1) == other.argmax(axis=1)).sum()) / tokens
-        done += len(part)
-        base = base or (resident_bytes() if done > tokens // 20 else 0)
-    assert (far.position, near.position) == (10**9 + tokens, tokens)
-    found.growth = resident_bytes() - base
-    return found
 
 
 @pytest.mark.slow
@@ -61,7 +29,7 @@ def test_float_logits_are_the_same_anywhere(tmp_path: Path) -> None:
             packed = pack.pack(pack.Request(tmp_path / "b", schedule="two_scale", quantize=("none",)))
         except CheckpointError as error:
             pytest.skip(f"no bundled checkpoint: {error}")
-    found = far_and_near(Bundle.open(packed.path), "fp32")
+    found = measure(packed.path, "fp32", TOKENS)
     assert found.max_abs_logit <= 1e-3
     assert found.growth < 5 * MEGABYTE
 
@@ -74,8 +42,7 @@ def test_the_shipped_bundle_says_the_same_anywhere() -> None:
     """
     if not default_path().is_dir():
         pytest.skip(f"{default_path()} is not there: make default-bundle")
-    bundle = Bundle.open()
-    found = far_and_near(bundle, bundle.default_graph)
+    found = measure(default_path(), Bundle.open().default_graph, TOKENS)
     assert found.kl_mean <= 1e-3 and found.top1 >= 0.97
     assert found.growth < 5 * MEGABYTE
 
