@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dsmr_export import card, export, parity, quantize
 from dsmr_export import schedule as schedules
 from dsmr_export.errors import DsmrError, OutputError, OutputExistsError
 from dsmr_export.manifest import (
+    MANIFEST,
     EventEntry,
     EventToken,
     FileEntry,
@@ -46,7 +47,7 @@ from dsmr_export.state import MAX_SEGMENT, StreamRule
 from dsmr_export.targets import loader as targets
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "portable": "model.portable.onnx"}
-TOKENIZER, GOLDEN, MANIFEST, CARD = "tokenizer.json", "golden.npz", "manifest.json", "README.md"
+TOKENIZER, GOLDEN, CARD = "tokenizer.json", "golden.npz", "README.md"
 
 GATE_PIECES, GATE_TOKENS = 4, 8192
 """The export's own parity check: the first tokens of the longest held-out pieces; `dsmr check` does all."""
@@ -112,10 +113,10 @@ def pack(
     """
     names = request.graphs()
     _check_output(request.output, request.force)
-    recipes = targets.load(request.target)
+    target = targets.load(request.target)
     for name in names:
         if name in targets.QUANTIZATIONS:
-            recipes.recipe(name)
+            target.recipe(name)
     source = checkpoints.load(request.checkpoint)
     schedule = schedules.build(
         request.schedule or source.schedule.text,
@@ -131,7 +132,7 @@ def pack(
     with _new_folder(request.output, request.force) as folder:
         shutil.copyfile(source.tokenizer_path, folder / TOKENIZER)
         errors = _write_graphs(request, names, network, folder, say)
-        manifest = _manifest(request, source, schedule, tokenizer, folder, names, errors)
+        manifest = _manifest(request, source, schedule, network, tokenizer, target.name, folder, errors)
         bundle = Bundle(folder, manifest, identity="", notes=[])
         say("golden vectors")
         _write_golden(bundle, tokenizer)
@@ -187,22 +188,23 @@ def _manifest(
     request: Request,
     source: checkpoints.Checkpoint,
     schedule: Schedule,
+    network: DSMR,
     tokenizer: Any,
+    target: str,
     folder: Path,
-    names: Sequence[str],
     errors: Sequence[quantize.TensorError],
 ) -> Manifest:
     """The manifest as far as it is known before golden vectors and parity."""
     shape = source.config.to_dict()
     events, special = tokens.event_table(tokenizer), tokens.special_ids(tokenizer)
-    network = source.network(schedule)
+    names = request.graphs()
     return Manifest(
-        name=request.name or f"{request.output.resolve().name}",
+        name=request.name or request.output.resolve().name,
         model=ModelShape(**{k: v for k, v in shape.items() if k != "norm_eps"}),
         schedule=ScheduleEntry(schedule.text, schedule.horizons, schedule.budget_tokens),
         tokenizer=FileEntry(TOKENIZER, file_sha256(folder / TOKENIZER)),
         vocabulary=tuple(tokens.vocabulary(tokenizer)),
-        target=request.target,
+        target=target,
         graphs={name: _graph_entry(name, network, folder, errors) for name in names},
         default_graph=next(name for name in ("int8", "fp32", "portable") if name in names),
         events=EventEntry(events["step_ms"], tuple(EventToken(**token) for token in events["tokens"])),
@@ -274,8 +276,6 @@ def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
 
 
 def _finished(manifest: Manifest, folder: Path, kept: Sequence[str], result: dict[str, Any]) -> Manifest:
-    from dataclasses import replace
-
     with np.load(folder / GOLDEN) as golden:
         arrays = {
             name: golden[name] for name in golden.files if not name.startswith("logits.") or name[7:] in kept

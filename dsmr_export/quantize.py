@@ -28,11 +28,15 @@ INT8 = {
 }
 
 
+EXACT_DB = 160.0
+"""Stands for the SQNR of a weight that lost nothing, as one of zeros does: the quotient is then no number."""
+
+
 @dataclass(frozen=True)
 class TensorError:
     """What quantization did to one weight.
 
-    sqnr_db: 10·log10(Σw² / Σ(w-ŵ)²), higher is better; about 6 dB a bit.
+    sqnr_db: 10·log10(Σw² / Σ(w-ŵ)²), higher is better; about 6 dB a bit; EXACT_DB at most.
     """
 
     tensor: str
@@ -132,6 +136,7 @@ def _errors(model: onnx.ModelProto, weights: dict[str, NDArray[np.float32]]) -> 
     for name, weight in weights.items():
         values, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"].astype(np.float64)
         difference = weight - values * scale  # symmetric: zero point 0, one scale per output column
-        sqnr = 10 * np.log10(np.square(weight, dtype=np.float64).sum() / np.square(difference).sum())
+        signal, noise = np.square(weight, dtype=np.float64).sum(), np.square(difference).sum()
+        sqnr = 10 * np.log10(signal / noise) if noise > signal * 10 ** (-EXACT_DB / 10) else EXACT_DB
         errors.append(TensorError(name, round(float(sqnr), 2), values.nbytes + scale.size * 4))
     return errors

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,16 @@ def test_graphs_not_kept_leave_no_trace(ready: list[str], tiny_checkpoint: Path,
     assert list(bundle.golden.logits) == ["int8"] and "model.onnx" not in content(packed.path)
     assert list(packed.parity["graphs"]) == ["fp32", "int8"]
     assert pack.summary(packed)["graphs"]["int8"]["state_bytes"] == bundle.graph("int8").state_bytes
+
+
+def test_a_target_from_a_file_goes_by_its_name(
+    ready: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Not by where the file lies on the machine that exported."""
+    generic = resources.files("dsmr_export.targets").joinpath("generic.toml").read_text(encoding="utf-8")
+    (tmp_path / "my.toml").write_text(generic.replace('name = "generic"', 'name = "my-board"'))
+    packed = pack_tiny(tiny_checkpoint, tmp_path / "b", target=str(tmp_path / "my.toml"))
+    assert packed.manifest.target == "my-board"
 
 
 def test_a_schedule_other_than_the_trained_one_says_what_changes(

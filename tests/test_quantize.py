@@ -107,6 +107,20 @@ def test_same_weights_same_bytes(tiny_export: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == (tiny_export / "model.int8.onnx").read_bytes()
 
 
+def test_a_weight_that_loses_nothing_has_a_figure_too(tmp_path: Path) -> None:
+    """All zeros, as where training starts a residual branch: 0/0 is no number, and JSON has no word for it."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("a", "y")]
+    weight = numpy_helper.from_array(np.zeros((4, 4), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["a", "w"], ["y"], name="zeros")]
+    graph = helper.make_graph(nodes, "zeros", values[:1], values[1:], [weight])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
+        tmp_path / "zeros.onnx",
+    )
+    [error] = quantize.quantize_int8(tmp_path / "zeros.onnx", tmp_path / "int8.onnx")
+    assert error.sqnr_db == quantize.EXACT_DB
+
+
 def test_a_product_left_in_float_is_refused_by_name(tmp_path: Path) -> None:
     """Two activations multiplied have no constant to quantize: nothing that this network has, so say so."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("a", "b", "c", "y")]
