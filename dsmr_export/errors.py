@@ -5,6 +5,15 @@ Each message says what is wrong, where, and what to do; the command line prints 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """For a message about an unknown word: which of the known ones may be meant, or nothing."""
+    match = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {match[0]}?)" if match else ""
+
 
 class DsmrError(Exception):
     """Base of every error that this package raises for input, files or machines it cannot work with."""

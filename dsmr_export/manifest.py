@@ -287,7 +287,7 @@ def _check(manifest: Manifest) -> None:
     ):
         if count != expected:
             raise _bad(f"{where} has {count}, the model and its schedule say {expected}")
-    if min(manifest.schedule.horizons, default=0) < 1 or model.heads % model.kv_heads:
+    if min(manifest.schedule.horizons, default=0) < 1 or model.kv_heads < 1 or model.heads % model.kv_heads:
         raise _bad("schedule or model is not one that a graph can have")
     if manifest.default_graph not in manifest.graphs:
         raise _bad(f"default_graph {manifest.default_graph!r} is not among the graphs")

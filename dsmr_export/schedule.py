@@ -45,14 +45,13 @@ interleaved
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dsmr_export.errors import ScheduleError
+from dsmr_export.errors import ScheduleError, nearest
 
 FLOOR = 64
 """Tokens: the least horizon that a named schedule gives a layer, unless `floor=` says otherwise."""
@@ -202,7 +201,7 @@ def _parse_named(text: str) -> tuple[str, dict[str, int]]:
     name = head.strip().lower().replace("-", "_")
     if name not in _BUILDERS:
         raise ScheduleError(
-            f"unknown schedule {head.strip()!r}{_nearest(name, NAMES)}; there are: {', '.join(NAMES)}"
+            f"unknown schedule {head.strip()!r}{nearest(name, NAMES)}; there are: {', '.join(NAMES)}"
         )
     known = (*_BUILDERS[name].parameters, "budget", "floor")
     parameters: dict[str, int] = {}
@@ -210,7 +209,7 @@ def _parse_named(text: str) -> tuple[str, dict[str, int]]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in known:
             raise ScheduleError(
-                f"schedule {name} has no parameter {key!r}{_nearest(key, known)}; it has: {', '.join(known)}"
+                f"schedule {name} has no parameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
             )
         if key in parameters:
             raise ScheduleError(f"schedule {text}: {key} is given twice")
@@ -218,11 +217,6 @@ def _parse_named(text: str) -> tuple[str, dict[str, int]]:
             raise ScheduleError(f"schedule {text}: {key} must be a whole number, got {value!r}")
         parameters[key] = int(value)
     return name, parameters
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""
 
 
 def _format(name: str, settled: Mapping[str, int], floor: int) -> str:

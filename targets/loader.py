@@ -6,7 +6,6 @@ every key with its reason. The keys are the fields of the dataclasses below, not
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dsmr_export.errors import TargetError
+from dsmr_export.errors import TargetError, nearest
 
 _Value = TypeVar("_Value")
 
@@ -78,7 +77,7 @@ def load(name_or_path: str) -> Target:
     else:
         if name_or_path not in names():
             raise TargetError(
-                f"unknown target {name_or_path!r}{_nearest(name_or_path, names())}; there are: "
+                f"unknown target {name_or_path!r}{nearest(name_or_path, names())}; there are: "
                 f"{', '.join(names())}, or the path of a .toml file"
             )
         where = f"{name_or_path}.toml"
@@ -137,7 +136,7 @@ class _Table:
         for name in self.data:
             if name not in known:
                 raise TargetError(
-                    f"target {self.where}: unknown key {self.key(name)}{_nearest(name, known)}; "
+                    f"target {self.where}: unknown key {self.key(name)}{nearest(name, known)}; "
                     f"known here: {', '.join(known)}"
                 )
 
@@ -159,7 +158,7 @@ class _Table:
         value = self.get(name, str)
         if value not in known:
             raise TargetError(
-                f"target {self.where}: {self.key(name)} cannot be {value!r}{_nearest(value, known)}; "
+                f"target {self.where}: {self.key(name)} cannot be {value!r}{nearest(value, known)}; "
                 f"use {' or '.join(known)}"
             )
         return value
@@ -187,8 +186,3 @@ _WORDS: Mapping[type, str] = {
     dict: "a table",
     float: "a decimal number",
 }
-
-
-def _nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""

@@ -167,6 +167,7 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CONTRADICTIONS = {
+    "heads over nothing": (change("model", "kv_heads", to=0), "not one that a graph can have"),
     "another model's vocabulary": (change("vocabulary", to=["PAD"]), "vocabulary has 1"),
     "events of another vocabulary": (change("events", "tokens", to=[]), "events.tokens has 0"),
     "horizons of another model": (change("schedule", "horizons", to=[23]), "schedule.horizons has 1"),

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr_export.errors import BundleError
+from dsmr_export.manifest import EVENT_KINDS
 from dsmr_export.runtime.events import EventTable
 
-KINDS = ("on", "off", "velocity", "shift", "special")
 _START = "start"
 
 
@@ -121,11 +121,11 @@ def _follow_masks(
     if not isinstance(may_follow, Mapping):
         raise BundleError("grammar: the manifest has no may_follow; export the bundle again")
     masks = {}
-    for last in (_START, *(kind for kind in KINDS if kind != "special")):
+    for last in (_START, *(kind for kind in EVENT_KINDS if kind != "special")):
         following = rules.get(_START) if last == _START else may_follow.get(last)
-        if not isinstance(following, list | tuple) or not set(following) <= set(KINDS):
+        if not isinstance(following, list | tuple) or not set(following) <= set(EVENT_KINDS):
             raise BundleError(
-                f"grammar: what may follow {last} is {following!r}, not a list of {', '.join(KINDS)}"
+                f"grammar: what may follow {last} is {following!r}, not a list of {', '.join(EVENT_KINDS)}"
             )
         if not set(following) & {"velocity", "shift"}:
             # Only these two are possible whatever sounds.
