@@ -21,9 +21,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from dsmr_export.errors import GraphError
+from dsmr_export.manifest import GraphEntry, ModelShape
 from dsmr_export.model import lowering
 from dsmr_export.model.network import DSMR, LayerState, Windows
-from dsmr_export.state import KINDS, StateTensor, fused_state, portable_state
+from dsmr_export.runtime.runner import RUNNERS
+from dsmr_export.runtime.session import open_session
+from dsmr_export.state import KINDS, StateTensor, StreamRule, fused_state, portable_state
 
 OPSETS = {"fused": 21, "portable": 18}
 """Default opsets; 18 is the floor of torch's exporter, and fused Gelu needs 20."""
@@ -31,7 +34,10 @@ IR_VERSION = 10
 """What onnxruntime 1.29 … 1.31 read; onnx would write its newest by default."""
 MIN_ONNXRUNTIME = {"fused": "1.29.0", "portable": "1.18.0"}
 """fused: the first onnxruntime whose GroupQueryAttention has a sliding-window cache (design, section 4)."""
-
+TRIAL_SEGMENTS = (33, 1, 6)
+"""Tokens of the calls in which a new graph has to give the network's logits."""
+TRIAL_TOLERANCE = 1e-3
+"""Of them, relative to the largest where that is above 1: a graph that is wrong is wrong by far more."""
 
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 """The tied matrix [V, d_model] as stored, and its transpose as the output head reads it."""
@@ -107,13 +113,18 @@ def graph_outputs(network: DSMR, ops: str) -> dict[str, tuple[str, tuple[int | s
     }
 
 
+def model_shape(network: DSMR) -> ModelShape:
+    """The manifest's `model`."""
+    return ModelShape(**{key: v for key, v in network.config.to_dict().items() if key != "norm_eps"})
+
+
 def export_graph(
     network: DSMR, ops: str, path: Path, opset: int | None = None, ir_version: int = IR_VERSION
 ) -> None:
     """Writes one ONNX file (no external data) for `ops` = fused or portable.
 
     Raises GraphError with every difference from the contract at once: names, axes, dtypes, shapes, repeated
-    weights.
+    weights; or when onnxruntime cannot load it or finds other logits than the network. No file is left then.
     """
     opset = opset or OPSETS[ops]
     if opset < OPSETS[ops]:
@@ -161,6 +172,42 @@ def export_graph(
     if problems:
         raise GraphError(f"the exported {ops} graph breaks its contract: " + "; ".join(problems))
     path.write_bytes(model.SerializeToString())
+    try:
+        _try_values(network, ops, path, opset, ir_version)
+    except GraphError:
+        path.unlink()
+        raise
+
+
+def _try_values(network: DSMR, ops: str, path: Path, opset: int, ir_version: int) -> None:
+    """Runs a written graph beside the network on random tokens. Raises GraphError where logits differ."""
+    entry = GraphEntry(
+        file=path.name,
+        sha256="",
+        bytes=path.stat().st_size,
+        ops=ops,
+        opset=opset,
+        ir_version=ir_version,
+        min_onnxruntime=MIN_ONNXRUNTIME[ops],
+        quantization=None,
+        state=graph_state(network, ops),
+        stream=StreamRule.of(network.horizons),
+    )
+    runner = RUNNERS[ops](open_session(path, name=ops), entry, model_shape(network))
+    ids = np.random.default_rng(0).integers(network.config.vocab_size, size=sum(TRIAL_SEGMENTS))
+    state, start = network.empty_state(), 0
+    for size in TRIAL_SEGMENTS:
+        segment = ids[start : start + size]
+        with torch.no_grad():
+            logits, state = network(torch.from_numpy(segment)[None], state)
+        expected = logits[0].numpy()
+        apart = float(np.abs(runner.run(segment, start) - expected).max())
+        if not apart <= TRIAL_TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise GraphError(
+                f"the exported {ops} graph gives other logits than the network: {apart:.1e} apart in the "
+                f"{size} tokens from {start}"
+            )
+        start += size
 
 
 def finish(model: onnx.ModelProto, ir_version: int = IR_VERSION) -> None:

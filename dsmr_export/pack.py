@@ -32,7 +32,6 @@ from dsmr_export.manifest import (
     FileEntry,
     GraphEntry,
     Manifest,
-    ModelShape,
     ScheduleEntry,
     SpecialTokens,
 )
@@ -195,12 +194,11 @@ def _manifest(
     errors: Sequence[quantize.TensorError],
 ) -> Manifest:
     """The manifest as far as it is known before golden vectors and parity."""
-    shape = source.config.to_dict()
     events, special = tokens.event_table(tokenizer), tokens.special_ids(tokenizer)
     names = request.graphs()
     return Manifest(
         name=request.name or request.output.resolve().name,
-        model=ModelShape(**{k: v for k, v in shape.items() if k != "norm_eps"}),
+        model=export.model_shape(network),
         schedule=ScheduleEntry(schedule.text, schedule.horizons, schedule.budget_tokens),
         tokenizer=FileEntry(TOKENIZER, file_sha256(folder / TOKENIZER)),
         vocabulary=tuple(tokens.vocabulary(tokenizer)),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dsmr_export.errors import GraphError
-from dsmr_export.manifest import GraphEntry, Manifest, ModelShape
+from dsmr_export.manifest import GraphEntry, Manifest
 from dsmr_export.runtime.runner import RUNNERS
 from dsmr_export.runtime.session import check_interface, open_session
 from dsmr_export.state import StreamRule
@@ -251,6 +251,26 @@ def test_a_broken_graph_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ops", ["fused", "portable"])
+def test_a_graph_with_other_logits_is_not_written(
+    ops: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One weight turned around on its way into the file: nothing that names and shapes would show."""
+    real = export.finish
+
+    def spoil(model: onnx.ModelProto, ir_version: int) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name == "norm.weight":
+                flipped = numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name)
+                tensor.CopyFrom(flipped)
+        real(model, ir_version)
+
+    monkeypatch.setattr(export, "finish", spoil)
+    with pytest.raises(GraphError, match=f"{ops} graph gives other logits than the network") as error:
+        export.export_graph(random_network((2,)), ops, tmp_path / "m.onnx")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("ops", "opset", "least"), [("fused", 20, 21), ("portable", 17, 18)])
 def test_an_opset_too_old_is_refused(tmp_path: Path, ops: str, opset: int, least: int) -> None:
     with pytest.raises(GraphError, match=f"--opset {opset} .*{ops} graph: it needs {least} or newer"):
@@ -289,9 +309,6 @@ def run_in_cuts(
     path: Path, network: Any, ops: str, ids: NDArray[np.int64], cuttings: list[list[int]], start: int = 0
 ) -> Iterator[NDArray[np.float32]]:
     """Logits [S, V] of a graph file for every way to cut, by the runtime's own bindings."""
-    model = ModelShape(
-        **{k: v for k, v in network.config.to_dict().items() if k != "norm_eps"},
-    )
     entry = GraphEntry(
         file=path.name,
         sha256="0" * 64,
@@ -307,7 +324,7 @@ def run_in_cuts(
     session = open_session(path)
     check_interface(session, entry, ops)
     for sizes in cuttings:
-        runner, done, parts = RUNNERS[ops](session, entry, model), 0, []
+        runner, done, parts = RUNNERS[ops](session, entry, export.model_shape(network)), 0, []
         for size in sizes:
             parts.append(runner.run(ids[done : done + size], start + done).copy())
             done += size
