@@ -108,7 +108,7 @@ def test_same_weights_same_bytes(tiny_export: Path, tmp_path: Path) -> None:
 
 
 def test_a_weight_that_loses_nothing_has_a_figure_too(tmp_path: Path) -> None:
-    """All zeros, as where training starts a residual branch: 0/0 is no number, and JSON has no word for it."""
+    """All zeros, as where training starts a branch: 0/0 is no number, and JSON has no word for it."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("a", "y")]
     weight = numpy_helper.from_array(np.zeros((4, 4), np.float32), "w")
     nodes = [helper.make_node("MatMul", ["a", "w"], ["y"], name="zeros")]
