@@ -137,7 +137,8 @@ def export_graph(
     least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     if ir_version < least:
         raise GraphError(
-            f"--ir-version {ir_version} is too old for opset {opset} of the {ops} graph: it needs {least}"
+            f"--ir-version {ir_version} is too old for opset {opset} of the {ops} graph: it needs "
+            f"{least}, or a lower --opset"
         )
     inputs = graph_inputs(network, ops)
     module: nn.Module = FusedGraph(network) if ops == "fused" else PortableGraph(network)
