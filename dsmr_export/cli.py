@@ -295,7 +295,9 @@ def evaluate(
     "--min-p", type=float, help="Only tokens at least so likely as this share of the likeliest.  [default: 0]"
 )
 @click.option(
-    "--pace", type=float, help="Above 0 longer pauses, below 0 shorter; 0 = the model's own.  [default: 0.3]"
+    "--pace",
+    type=float,
+    help="Above 0 longer pauses, below 0 shorter; 0 = as they are.  [default: the bundle's]",
 )
 @threads_option
 @json_option
@@ -344,7 +346,7 @@ def play(
             graph,
             threads,
             progress,
-            player.PACE if pace is None else pace,
+            pace,
         )
     made.save(save, with_prompt)
     result = {

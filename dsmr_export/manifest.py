@@ -110,6 +110,17 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """How this model likes to be played; a host may choose otherwise.
+
+    pace: what to add to the logits of a shift, per ln(length / 60 ms). 0 = as the model means it.
+    """
+
+    pace: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `manifest.json`.
 
@@ -130,6 +141,7 @@ class Manifest:
     golden: FileEntry
     parity: dict[str, Any]
     provenance: dict[str, Any]
+    generation: Generation | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
     extra: dict[str, Any] = field(default_factory=dict)
@@ -230,6 +242,8 @@ def _read_record(kind: Any, value: Any, where: str) -> Any:
 
 def _matches(kind: Any, value: Any) -> bool:
     origin = get_origin(kind) or kind
+    if dataclasses.is_dataclass(origin):
+        return type(value) is dict
     if origin is tuple:
         return isinstance(value, list)
     if origin is float:

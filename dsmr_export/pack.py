@@ -30,6 +30,7 @@ from dsmr_export.manifest import (
     EventEntry,
     EventToken,
     FileEntry,
+    Generation,
     GraphEntry,
     Manifest,
     ScheduleEntry,
@@ -217,6 +218,7 @@ def _manifest(
             "command": request.command,
             "versions": versions(),
         },
+        generation=Generation(source.pace) if source.pace else None,
     )
 
 

@@ -6,6 +6,7 @@ The tensors and keys are fixed so that another trainer can write one; docs/check
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Checkpoint:
     sha256: str
     data: str = "unknown"
     licence: str = "unknown"
+    pace: float = 0.0
 
     @property
     def tokenizer_path(self) -> Path:
@@ -107,7 +109,10 @@ def load(folder: str | Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{path / CONFIG}: {error}") from error
     weights = _read_weights(path / WEIGHTS, expected_shapes(config))
     about = {key: str(values[key]) for key in ("data", "licence") if key in values}
-    return Checkpoint(path, config, schedule, weights, file_sha256(path / WEIGHTS), **about)
+    pace = values.get("pace", 0.0)
+    if not isinstance(pace, (int, float)) or not math.isfinite(pace):
+        raise CheckpointError(f"{path / CONFIG}: pace must be a number, got {pace!r}")
+    return Checkpoint(path, config, schedule, weights, file_sha256(path / WEIGHTS), **about, pace=float(pace))
 
 
 def save(
@@ -116,11 +121,11 @@ def save(
     schedule: Schedule,
     tokenizer_json: str,
     dtype: torch.dtype = torch.float32,
-    about: Mapping[str, str] = MappingProxyType({}),
+    about: Mapping[str, str | float] = MappingProxyType({}),
 ) -> None:
     """Writes a checkpoint folder; each file is complete under its final name or not there at all.
 
-    about: `data` and `licence`, kept in config.json and passed on to the bundle's provenance.
+    about: `data`, `licence` and `pace`, kept in config.json and passed on to the bundle.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {

@@ -20,6 +20,9 @@ from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.evaluate import evaluate
 from dsmr_export.model.train import BUNDLED_DATA, LOG, RUN
 
+PACE = 0.2
+"""Brings continuations of validation prompts nearest to the prompts' density (docs/decisions.md)."""
+
 HELD_OUT = ("validation", "test")
 SETTINGS = (
     "schedule",
@@ -59,7 +62,7 @@ def main(run: Path) -> None:
         schedule,
         tokens.to_json(tokenizer),
         dtype=torch.float16,
-        about=BUNDLED_DATA,
+        about={**BUNDLED_DATA, "pace": PACE},
     )
     stored = checkpoint.load(target)
     corpora = {split: data.load(None, split, tokenizer) for split in ("train", *HELD_OUT)}

@@ -23,7 +23,7 @@ from dsmr_export.corpus import Piece, pieces
 from dsmr_export.errors import DsmrError
 from dsmr_export.runtime import Bundle, Sampling
 from dsmr_export.runtime.performance import Performance
-from dsmr_export.runtime.play import PACE, SAMPLING, continue_prompt, read_prompt
+from dsmr_export.runtime.play import SAMPLING, continue_prompt, own_pace, read_prompt
 
 PROMPT_SECONDS = 60.0
 PLAUSIBLE = (0.5, 2.0)
@@ -53,7 +53,7 @@ def densities(
     seed: int = 1,
     sampling: Sampling = SAMPLING,
     prompt_seconds: float = PROMPT_SECONDS,
-    pace: float = PACE,
+    pace: float | None = None,
 ) -> Iterator[Density]:
     """One `Density` a piece, each with the same seed. Raises what reading and playing raise."""
     per_second = 1000 / bundle.event_table.step_ms
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=SAMPLING.temperature)
     parser.add_argument("--top-p", type=float, default=SAMPLING.top_p)
-    parser.add_argument("--pace", type=float, default=PACE)
+    parser.add_argument("--pace", type=float, help="default: the bundle's")
     options = parser.parse_args()
     try:
         bundle = Bundle.open(options.bundle)
@@ -105,7 +105,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     console = Console()
     show(results, console)
-    settings = f"graph {bundle.default_graph}, seed {options.seed}, pace {options.pace}, {sampling}"
+    pace = own_pace(bundle) if options.pace is None else options.pace
+    settings = f"graph {bundle.default_graph}, seed {options.seed}, pace {pace}, {sampling}"
     console.print(settings, highlight=False)
 
 

@@ -38,7 +38,9 @@ def network() -> DSMR:
 @pytest.fixture
 def saved(network: DSMR, tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint"
-    checkpoint.save(path, network, SCHEDULE, TOKENIZER_JSON, about={"data": "made up", "licence": "MIT"})
+    checkpoint.save(
+        path, network, SCHEDULE, TOKENIZER_JSON, about={"data": "made up", "licence": "MIT", "pace": 0.1}
+    )
     return path
 
 
@@ -71,7 +73,7 @@ def test_saved_and_loaded_gives_the_same_logits(network: DSMR, saved: Path) -> N
     loaded = checkpoint.load(saved)
     assert torch.equal(logits(loaded.network()), logits(network))
     assert (loaded.config, loaded.schedule) == (SHAPE, SCHEDULE)
-    assert (loaded.data, loaded.licence) == ("made up", "MIT")
+    assert (loaded.data, loaded.licence, loaded.pace) == ("made up", "MIT", 0.1)
     assert loaded.tokenizer_path.read_text() == TOKENIZER_JSON
     assert len(loaded.tokenizer()) == 311
     assert sorted(file.name for file in saved.iterdir()) == [
@@ -219,6 +221,7 @@ def test_a_config_without_a_version_is_the_first_one(saved: Path) -> None:
         ({"rope_base": float("nan")}, "rope_base must be a positive number, got nan"),
         ({"head_dim": 24}, "head_dim must be a multiple of 16, got 24"),
         ({"kv_heads": 3}, "heads must be a multiple of kv_heads, got 4 and 3"),
+        ({"pace": "calm"}, "pace must be a number, got 'calm'"),
         ({"schedule": "absent"}, "schedule must be a text such as 2048x2,256x6, got null"),
         ({"schedule": [12, 5]}, "schedule must be a text such as 2048x2,256x6, got [12, 5]"),
         ({"schedule": "12,5,5"}, "schedule 12,5,5 lists 3 horizons, the model has 2 layers"),

@@ -70,5 +70,7 @@ def test_golden_vectors_are_long_enough_to_evict_in_every_layer() -> None:
 def test_prebuilt_bundle_is_of_the_bundled_checkpoint_and_small() -> None:
     bundle = Bundle.open()
     assert bundle.manifest.provenance["checkpoint_sha256"] == checkpoint.load().sha256
+    assert bundle.manifest.generation is not None
+    assert bundle.manifest.generation.pace == checkpoint.load().pace > 0
     assert list(bundle.manifest.graphs) == ["int8"]
     assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 5 * MEGABYTE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsmr_export.errors import BundleError, DsmrError, MidiError, OutputError
+from dsmr_export.manifest import Generation
 from dsmr_export.runtime import Bundle, Sampling, Stream
 from dsmr_export.runtime.events import decode
 from dsmr_export.runtime.grammar import Grammar
@@ -289,6 +291,17 @@ def test_pace_makes_longer_shifts_likelier_and_leaves_the_rest(bundle: Bundle) -
     assert not pace_bias(table, 0).any()
     with pytest.raises(DsmrError, match="pace is nan: give a number"):
         pace_bias(table, float("nan"))
+
+
+def test_a_bundle_may_ask_for_a_pace(tmp_path: Path) -> None:
+    """The bundle's own pace is what is played unless another is asked for; none is none."""
+    bundle = make_bundle(tmp_path / "paced")
+    plain = continue_prompt(bundle, None, 3.0, seed=4)
+    assert plain == continue_prompt(bundle, None, 3.0, seed=4, pace=0)
+    bundle.manifest = dataclasses.replace(bundle.manifest, generation=Generation(pace=1.5))
+    paced = continue_prompt(bundle, None, 3.0, seed=4)
+    assert paced == continue_prompt(bundle, None, 3.0, seed=4, pace=1.5) != plain
+    assert continue_prompt(bundle, None, 3.0, seed=4, pace=0) == plain
 
 
 def test_a_higher_pace_plays_longer_shifts(bundle: Bundle) -> None:

@@ -33,14 +33,6 @@ Nearly the model's own distribution, on purpose: the probability of a pause is s
 so a lower temperature or top-p, or a min-p, cuts pauses first and makes music denser than the model means it.
 """
 
-PACE = 0.3
-"""How much longer than the model means them pauses are played; see `pace_bias`.
-
-A small model plays on more densely than what it heard: under-rated pauses make it busy, and having been busy
-keeps it so. Chosen on the bundled model and the validation pieces: at 0 it plays 1.9 times as many notes a
-second as its prompts, at 0.3 1.1 times (docs/decisions.md).
-"""
-
 PACE_PIVOT_MS = 60
 """The length of a shift that a pace leaves as likely as it was: below are the shifts within a chord."""
 
@@ -118,11 +110,11 @@ class Performer:
         seed: int = 0,
         graph: str | None = None,
         threads: int = 1,
-        pace: float = PACE,
+        pace: float | None = None,
     ) -> None:
         if seed < 0:
             raise DsmrError(f"seed is {seed}: give a whole number, 0 or more")
-        self._bias = pace_bias(bundle.event_table, pace)
+        self._bias = pace_bias(bundle.event_table, own_pace(bundle) if pace is None else pace)
         self.bundle = bundle
         self.sampling = sampling
         self.stream = Stream(bundle, graph, threads)
@@ -199,7 +191,7 @@ def continue_prompt(
     graph: str | None = None,
     threads: int = 1,
     progress: Progress = lambda stage, done, total: None,
-    pace: float = PACE,
+    pace: float | None = None,
 ) -> Continuation:
     """Hear a prompt (None: begin a piece) and play ``seconds`` of music; what then sounds ends there.
 
@@ -226,10 +218,18 @@ def continue_prompt(
     return Continuation(to_notes(events + decoder.close(frames)), tokens, heard, frames, table.step_ms)
 
 
+def own_pace(bundle: Bundle) -> float:
+    """The pace that the bundle asks for; 0 where it asks for none."""
+    generation = bundle.manifest.generation
+    return 0.0 if generation is None else generation.pace
+
+
 def pace_bias(table: EventTable, pace: float) -> NDArray[np.float32]:
     """What a pace adds to the logits, [V]: pace * ln(length / 60 ms) on each shift, so that long ones gain.
 
-    0 changes nothing, above 0 is calmer, below 0 busier. Raises ``DsmrError`` for a pace that is not finite.
+    A small model plays on more densely than what it heard: under-rated pauses make it busy, and having been
+    busy keeps it so. 0 changes nothing, above 0 is calmer, below 0 busier. Raises ``DsmrError`` for a pace
+    that is not finite.
     """
     if not math.isfinite(pace):
         raise DsmrError(f"pace is {pace}: give a number, 0 for the model's own")
