@@ -20,7 +20,7 @@ from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.evaluate import evaluate
 from dsmr_export.model.train import BUNDLED_DATA, LOG, RUN
 
-PACE = 0.2
+PACE = 0.3
 """Brings continuations of validation prompts nearest to the prompts' density (docs/decisions.md)."""
 
 HELD_OUT = ("validation", "test")
