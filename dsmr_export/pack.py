@@ -135,13 +135,13 @@ def pack(
         manifest = _manifest(request, source, schedule, network, tokenizer, target.name, folder, errors)
         bundle = Bundle(folder, manifest, identity="", notes=[])
         say("golden vectors")
-        _write_golden(bundle, tokenizer)
+        kept = [name for name in names if request.keep is None or name in request.keep]
+        _write_golden(bundle, tokenizer, kept)
         pieces = held_out(tokenizer)
         say(f"parity on {sum(len(ids) - 1 for ids in pieces):,} tokens of {len(pieces)} held-out pieces")
         result = parity.check(bundle, pieces, network, stepwise=False, progress=progress)
         if request.gate:
             parity.require(result)
-        kept = [name for name in names if request.keep is None or name in request.keep]
         for name in set(names) - set(kept):
             (folder / FILES[name]).unlink()
         manifest = _finished(manifest, folder, kept, result)
@@ -248,10 +248,10 @@ def _graph_entry(
     )
 
 
-def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
-    """Real tokens in mixed segments with every graph's logits, long enough that every layer evicts.
+def _write_golden(bundle: Bundle, tokenizer: Any, kept: Sequence[str]) -> None:
+    """Real tokens in mixed segments, with the logits of every graph that stays.
 
-    (As far as the longest piece of the bundled validation split goes.)
+    Long enough that every layer evicts, as far as the longest piece of the bundled validation split goes.
     """
     pieces = data.load(None, "validation", tokenizer, progress=False).pieces
     ids = max(pieces, key=lambda piece: len(piece.ids)).ids
@@ -265,7 +265,7 @@ def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
     spread = np.linspace(0, last[0], GOLDEN_STORED // 2, endpoint=False).astype(np.int64)
     positions = np.concatenate([spread, last])
     logits = {}
-    for name in bundle.manifest.graphs:
+    for name in kept:
         stream, cuts = Stream(bundle, name), np.cumsum(segments)[:-1]
         logits[f"logits.{name}"] = np.concatenate([stream.feed(part) for part in np.split(inputs, cuts)])[
             positions
@@ -276,11 +276,7 @@ def _write_golden(bundle: Bundle, tokenizer: Any) -> None:
 
 
 def _finished(manifest: Manifest, folder: Path, kept: Sequence[str], result: dict[str, Any]) -> Manifest:
-    with np.load(folder / GOLDEN) as golden:
-        arrays = {
-            name: golden[name] for name in golden.files if not name.startswith("logits.") or name[7:] in kept
-        }
-    np.savez_compressed(folder / GOLDEN, **arrays)
+    """The manifest with what was measured, and only the graphs that stay."""
     return replace(
         manifest,
         graphs={name: manifest.graphs[name] for name in kept},

@@ -38,7 +38,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Target:
-    """One machine: recipes by quantization, session set-up, and the environment onnxruntime starts in."""
+    """One machine: recipes by quantization, session set-up, and the environment onnxruntime starts in.
+
+    An export only asks whether there is a recipe. Session set-up and environment are declared, but not yet
+    applied: runtime/session.py opens every session the same way.
+    """
 
     name: str
     summary: str

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dsmr_export import manifest as m
+from dsmr_export.model.tokenizer import grammar_rules
 from dsmr_export.runtime.bundle import Bundle, file_sha256, write_sums
 from dsmr_export.state import StateTensor, StreamRule, fused_state, portable_state
 from tests.reference import forward
@@ -24,18 +25,6 @@ from tests.reference import forward
 V, HEADS, KV_HEADS, D, D_MODEL, D_FF, EPS, BASE = 40, 4, 2, 16, 32, 48, 1e-5, 10_000.0
 MAX_SEGMENT = 64
 PAD, BOS, EOS = 0, 1, 2
-GRAMMAR = {
-    "start": ["on", "shift"],
-    "may_follow": {
-        "on": ["velocity"],
-        "velocity": ["on", "shift"],
-        "off": ["off", "on", "shift", "special"],
-        "shift": ["off", "on", "shift"],
-    },
-    "off_needs_sounding": True,
-    "on_needs_silent": True,
-    "eos_needs_silence": True,
-}
 
 
 def weights(layers: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -259,7 +248,7 @@ def manifest_of(folder: Path, horizons: Sequence[int]) -> m.Manifest:
         graphs=graphs,
         default_graph="fp32",
         events=m.EventEntry(10.0, tuple(special + notes + others)),
-        grammar=GRAMMAR,
+        grammar=grammar_rules(),
         special=m.SpecialTokens(PAD, BOS, EOS),
         golden=m.FileEntry("golden.npz", file_sha256(folder / "golden.npz")),
         parity={},
