@@ -7,20 +7,15 @@ commands, so that `dsmr --help` is quick and a device needs no torch.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from dsmr_export import __version__
-from dsmr_export.errors import DsmrError
+from dsmr_export import __version__, cli_training
+from dsmr_export.cli_training import pieces_through_miditok
 from dsmr_export.options import (
     PATH,
     bundle_argument,
@@ -29,46 +24,12 @@ from dsmr_export.options import (
     json_option,
     reference_option,
     threads_option,
-    train_options,
 )
 from dsmr_export.progress import counter, stages
+from dsmr_export.terminal import Refusing, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
-    from dsmr_export.model.checkpoint import Checkpoint
     from dsmr_export.runtime.bundle import Bundle
-
-TABLE_WIDTH = 110
-"""Columns of a table where stdout is no terminal: enough for the widest row."""
-
-
-class Refusing(click.Group):
-    """Turns what the library refuses into one line on stderr and exit code 1; never a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with refusing():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    try:
-        yield
-    except DsmrError as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
-            raise
-        raise click.ClickException(
-            f"this command needs {error.name}, which the base install leaves out: "
-            f"pip install 'dsmr-export[{extra}]'"
-        ) from error
-
-
-_EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic", "platformdirs"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript", "optimum"), "export"),
-}
 
 
 @click.group(cls=Refusing, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,6 +43,10 @@ def main() -> None:
       dsmr check dsmr-bundle
       dsmr play dsmr-bundle --prompt in.mid --save out.mid --seconds 30
     """
+
+
+main.add_command(cli_training.train)
+main.add_command(cli_training.evaluate)
 
 
 @main.command("export")
@@ -137,19 +102,19 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
       dsmr-export --schedule two_scale --quantize int8
       dsmr-export --checkpoint runs/mine/best --schedule 2048x2,256x6 --ops fused,portable -o mine
     """
-    _require("torch", "export")
-    _require("onnx", "export")
+    require("torch", "export")
+    require("onnx", "export")
     from dsmr_export import pack, tables
 
     request = pack.Request(gate=not no_gate, command=_command_line(), **options)
-    log = _stderr()
+    log = stderr()
     graphs = len(request.graphs())
     with counter("parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
         packed = pack.pack(request, lambda text: log.print(text, soft_wrap=True), progress)
     if as_json:
-        _print_json(pack.summary(packed))
+        print_json(pack.summary(packed))
         return
-    out = _stdout()
+    out = stdout()
     out.print(tables.parity_table(packed.parity, packed.manifest))
     if packed.worst_tensors:
         worst = packed.worst_tensors[0]
@@ -196,7 +161,7 @@ def check(
     from dsmr_export import parity, tables
 
     opened = _open(bundle)
-    log, out = _stderr(), _stdout()
+    log, out = stderr(), stdout()
     source, reason = parity.find_reference(opened, checkpoint)
     if source is None:
         log.print(f"{reason}: golden vectors instead", soft_wrap=True)
@@ -215,7 +180,7 @@ def check(
                 out.print(tables.parity_table(found, opened.manifest))
                 out.print("no reference perplexity: " + reason, soft_wrap=True)
     else:
-        pieces = _pieces_through_miditok(source, data_path, split, limit)
+        pieces = pieces_through_miditok(source, data_path, split, limit)
         from dsmr_export import schedule as schedules
 
         network = source.network(schedules.explicit(opened.manifest.schedule.horizons))
@@ -224,50 +189,12 @@ def check(
             out.print(tables.parity_table(found, opened.manifest))
             out.print(tables.position_table(found))
     if as_json:
-        _print_json(found)
+        print_json(found)
     elif found["passed"]:
         out.print("passed", soft_wrap=True)
     if not found["passed"]:
         failures = found.get("failures") or ["the golden vectors differ"]
         raise click.ClickException("not passed: " + "; ".join(failures))
-
-
-@main.command("eval")
-@click.argument("checkpoint", type=PATH, required=False)
-@data_options
-@json_option
-def evaluate(
-    checkpoint: Path | None, data_path: Path | None, split: str | None, limit: int | None, as_json: bool
-) -> None:
-    """Perplexity of a checkpoint in PyTorch, streamed over whole pieces.
-
-    \b
-    Example:
-      dsmr eval runs/mine/best --data maestro-v3.0.0-midi.zip --split validation
-    """
-    _require("torch", "train")
-    from dsmr_export.model import checkpoint as checkpoints
-    from dsmr_export.model.evaluate import evaluate as run
-
-    source = checkpoints.load(checkpoint)
-    pieces = _pieces_through_miditok(source, data_path, split, limit)
-    with counter("evaluating", sum(len(ids) - 1 for ids in pieces)) as progress:
-        result = run(source.network(), pieces, progress=progress)
-    figures = {
-        "perplexity": result.perplexity,
-        "nats_per_token": result.nats_per_token,
-        "per_piece_mean": result.per_piece_mean,
-        "tokens": result.tokens,
-        "pieces": len(pieces),
-    }
-    if as_json:
-        _print_json(figures)
-    else:
-        _stdout().print(
-            f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over "
-            f"pieces {result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
-            soft_wrap=True,
-        )
 
 
 @main.command()
@@ -357,7 +284,7 @@ def play(
         "seed": seed,
     }
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         click.echo(
             f"{save}: {result['notes']} notes in {seconds:g} s of music, {result['tokens']} tokens, "
@@ -389,9 +316,9 @@ def bench(
 
         result = benchmark.run(_open(bundle), checkpoint, steps or benchmark.STEPS, threads, progress)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        benchmark.render(result, _stdout())
+        benchmark.render(result, stdout())
 
 
 @main.command()
@@ -410,9 +337,9 @@ def info(bundle: Path | None, as_json: bool) -> None:
     opened = _open(bundle)
     manifest = opened.manifest
     if as_json:
-        _print_json({"path": str(opened.path), **manifest.to_json()})
+        print_json({"path": str(opened.path), **manifest.to_json()})
         return
-    out, model = _stdout(), manifest.model
+    out, model = stdout(), manifest.model
     out.print(f"{manifest.name}  {opened.path}", soft_wrap=True)
     out.print(
         f"{model.layers} layers, d_model {model.d_model}, {model.heads} heads over {model.kv_heads} kv heads "
@@ -450,53 +377,6 @@ def list_targets(name: str | None) -> None:
                 )
 
 
-@main.command()
-@click.option(
-    "--data",
-    "data_path",
-    type=PATH,
-    help="MIDI folder or zip; without splits, every tenth piece validates.  [default: the bundled pieces]",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
-@click.option("--out", type=PATH, required=True, help="Run folder.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out; its other options are kept.")
-@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
-@train_options
-def train(
-    out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any
-) -> None:
-    """Train a DSMR, one whole piece per lane, recurrent state carried from segment to segment.
-
-    \b
-    Example:
-      dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 60
-      dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 120 --resume
-    """
-    _require("torch", "train")
-    import torch
-
-    from dsmr_export.model import train as training
-    from dsmr_export.model.train_config import TrainConfig
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    meter = training.train(TrainConfig(**options), out, data_path, limit, device, resume)
-    click.echo(
-        f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: "
-        f"{out / 'best'}"
-    )
-
-
-def _require(package: str, extra: str) -> None:
-    """Refuses early, before any work, where an extra is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise DsmrError(
-            f"this command needs {package}, which the base install leaves out: "
-            f"pip install 'dsmr-export[{extra}]'"
-        )
-
-
 def _open(path: Path | None) -> Bundle:
     import warnings
 
@@ -516,16 +396,6 @@ def _check_golden(bundle: Bundle, threads: int) -> list[Any]:
     return [check_golden(bundle, name, threads) for name in bundle.manifest.graphs]
 
 
-def _pieces_through_miditok(
-    source: Checkpoint, data_path: Path | None, split: str | None, limit: int | None
-) -> list[Any]:
-    from dsmr_export import corpus
-    from dsmr_export.model import data
-
-    split = split or corpus.default_split(data_path)
-    return [piece.ids for piece in data.load(data_path, split, source.tokenizer(), limit).pieces]
-
-
 def _pieces_on_device(bundle: Bundle, data_path: Path, split: str | None, limit: int | None) -> list[Any]:
     """Through the runtime's own MIDI reader and encoder; what cannot be read is named and left out."""
     from dsmr_export import corpus, parity
@@ -543,32 +413,6 @@ def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, see
     streams = 2 * len(bundle.manifest.graphs) + (network is not None)
     with counter("checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
         return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
-
-
-def _stdout() -> Console:
-    """Tables keep their width when stdout is a pipe, whatever COLUMNS says.
-
-    No markup: `pip install 'dsmr-export[export]'` and folders with brackets are printed as they are.
-    """
-    width = None if sys.stdout.isatty() else TABLE_WIDTH
-    return Console(width=width, markup=False, highlight=False)
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, markup=False, highlight=False)
-
-
-def _print_json(values: Any) -> None:
-    click.echo(json.dumps(_finite(values), allow_nan=False))
-
-
-def _finite(values: Any) -> Any:
-    """What JSON has no word for, NaN and infinity, becomes null."""
-    if isinstance(values, dict):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _command_line() -> str:
