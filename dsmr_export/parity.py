@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 Ids = NDArray[np.integer[Any]]
 
-POSITION_EDGES = (0, 1024, 4096, 8192, 16384, 24576, 32768)
-"""Bins of `by_position`, in tokens from the start of a piece; the last one has no end."""
-
 REFERENCE_SEGMENT = 512
 
 
@@ -111,18 +108,18 @@ class PositionTally:
     """One tally over everything and one per bin of position."""
 
     whole: Tally = field(default_factory=Tally)
-    bins: list[Tally] = field(default_factory=lambda: [Tally() for _ in POSITION_EDGES])
+    bins: list[Tally] = field(default_factory=lambda: [Tally() for _ in metrics.POSITION_EDGES])
 
     def add(self, tokens: Mapping[str, NDArray[np.float64]]) -> None:
         """tokens: name → [N], one value for each token of one piece in order."""
         self.whole.add(tokens)
-        for tally, (start, stop) in zip(self.bins, _bins(), strict=True):
+        for tally, (start, stop) in zip(self.bins, metrics.position_bins(), strict=True):
             tally.add({name: values[start:stop] for name, values in tokens.items()})
 
     def figures(self, referenced: bool) -> dict[str, Any]:
         by_position = [
             {"from": start, "to": stop, "tokens": tally.tokens, **tally.figures(referenced)}
-            for tally, (start, stop) in zip(self.bins, _bins(), strict=True)
+            for tally, (start, stop) in zip(self.bins, metrics.position_bins(), strict=True)
             if tally.tokens
         ]
         return {**self.whole.figures(referenced), "by_position": by_position}
@@ -288,7 +285,3 @@ def _compare(logits: Logits, targets: Ids, reference: Logits | None) -> dict[str
         tokens["agreed"] = (logits.argmax(axis=1) == reference.argmax(axis=1)).astype(np.float64)
         tokens["max_abs_logit"] = np.abs(logits - reference).max(axis=1).astype(np.float64)
     return tokens
-
-
-def _bins() -> list[tuple[int, int | None]]:
-    return list(zip(POSITION_EDGES, (*POSITION_EDGES[1:], None), strict=True))

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from dsmr_export import corpus, parity
 from dsmr_export.errors import DataError, ParityError
 from dsmr_export.manifest import Manifest
-from dsmr_export.runtime import Bundle
+from dsmr_export.runtime import Bundle, metrics
 from dsmr_export.runtime.bundle import file_sha256, write_sums
 
 KEYS = {
@@ -103,8 +103,8 @@ def test_bins_of_position_add_up_to_the_whole() -> None:
         tally.add(parity._compare(logits, rng.integers(0, 3, length), reference))
     whole = tally.figures(True)
     bins = whole["by_position"]
-    assert [row["from"] for row in bins] == list(parity.POSITION_EDGES)
-    assert [row["to"] for row in bins] == [*parity.POSITION_EDGES[1:], None]
+    assert [row["from"] for row in bins] == list(metrics.POSITION_EDGES)
+    assert [row["to"] for row in bins] == [*metrics.POSITION_EDGES[1:], None]
     for row in bins:
         stop = row["to"] or max(lengths)
         assert row["tokens"] == sum(max(0, min(length, stop) - row["from"]) for length in lengths)

@@ -1,9 +1,13 @@
-"""How far two sets of logits are apart, in float64; parity and the golden vectors share it."""
+"""How far two sets of logits are apart, in float64; parity, evaluation and the golden vectors share it."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+POSITION_EDGES = (0, 1024, 4096, 8192, 16384, 24576, 32768)
+"""Bins of `by_position`, in predicted tokens from the start of a piece (0 is the first after BOS); the last
+one has no end."""
 
 
 def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
@@ -35,3 +39,8 @@ def top1_agreement(reference: ArrayLike, other: ArrayLike) -> float:
     """Share of positions at which logits [..., V] have the same largest entry."""
     same = np.asarray(reference).argmax(axis=-1) == np.asarray(other).argmax(axis=-1)
     return float(np.mean(same))
+
+
+def position_bins() -> list[tuple[int, int | None]]:
+    """(from, to) of every bin of `by_position`; `to` is None in the last one."""
+    return list(zip(POSITION_EDGES, (*POSITION_EDGES[1:], None), strict=True))
