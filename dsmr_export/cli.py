@@ -7,7 +7,6 @@ commands, so that `dsmr --help` is quick and a device needs no torch.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from dsmr_export.options import (
     threads_option,
 )
 from dsmr_export.progress import counter, stages
-from dsmr_export.terminal import Refusing, print_json, require, stderr, stdout
+from dsmr_export.terminal import Refusing, command_line, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
     from dsmr_export.runtime.bundle import Bundle
@@ -106,7 +105,7 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
     require("onnx", "export")
     from dsmr_export import pack, tables
 
-    request = pack.Request(gate=not no_gate, command=_command_line(), **options)
+    request = pack.Request(gate=not no_gate, command=command_line(), **options)
     log = stderr()
     graphs = len(request.graphs())
     with counter("parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
@@ -413,10 +412,6 @@ def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, see
     streams = 2 * len(bundle.manifest.graphs) + (network is not None)
     with counter("checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
         return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
-
-
-def _command_line() -> str:
-    return " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def export_main() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dsmr_export.options import PATH, data_options, json_option, train_options
 from dsmr_export.progress import counter
-from dsmr_export.terminal import print_json, require, stdout
+from dsmr_export.terminal import command_line, print_json, require, stdout
 
 if TYPE_CHECKING:
     from dsmr_export.model.checkpoint import Checkpoint
@@ -24,11 +26,22 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
 @click.option("--out", type=PATH, required=True, help="Run folder.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out; its other options are kept.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are kept.")
+@click.option("--init", type=PATH, help="Checkpoint to start from.  [default: random weights]")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, which must be installed.")
 @train_options
+@click.pass_context
 def train(
-    out: Path, data_path: Path | None, limit: int | None, resume: bool, device: str | None, **options: Any
+    context: click.Context,
+    out: Path,
+    data_path: Path | None,
+    limit: int | None,
+    resume: bool,
+    init: Path | None,
+    device: str | None,
+    tensorboard: bool,
+    **options: Any,
 ) -> None:
     """Train a DSMR, one whole piece per lane, recurrent state carried from segment to segment.
 
@@ -36,6 +49,7 @@ def train(
     Example:
       dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 60
       dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 120 --resume
+      torchrun --nproc-per-node 8 -m dsmr_export.model.train --out runs/second --steps 50000 --lanes 64
     """
     require("torch", "train")
     import torch
@@ -44,7 +58,20 @@ def train(
     from dsmr_export.model.train_config import TrainConfig
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    meter = training.train(TrainConfig(**options), out, data_path, limit, device, resume)
+    meter = training.train(
+        TrainConfig(**options),
+        out,
+        data_path,
+        limit,
+        device,
+        resume,
+        init=init,
+        given=[name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT],
+        tensorboard=tensorboard,
+        command=command_line(),
+    )
+    if int(os.environ.get("RANK", "0")):
+        return  # worker 0 says it
     click.echo(
         f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: "
         f"{out / 'best'}"

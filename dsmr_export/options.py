@@ -63,16 +63,18 @@ def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str],
 
 def train_options(command: Command) -> Command:
     """One option per field of TrainConfig, from its name, type and default, which needs no torch."""
+    kinds = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}
     for field in reversed(fields(TrainConfig)):
-        name = "--" + field.name.replace("_", "-")
-        kind: Any = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}[
-            str(field.type)
-        ]
-        command = click.option(
-            name,
-            type=kind,
-            default=field.default,
-            show_default=field.default is not None,
-            help=field.metadata["help"],
-        )(command)
+        name, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        if field.type == "bool":
+            option = click.option(name, is_flag=True, help=text)
+        else:
+            option = click.option(
+                name,
+                type=kinds[str(field.type)],
+                default=field.default,
+                show_default=field.default is not None,
+                help=text,
+            )
+        command = option(command)
     return command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,3 +84,8 @@ def _finite(values: Any) -> Any:
     if isinstance(values, (list, tuple)):
         return [_finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def command_line() -> str:
+    """The command as it was given, for what is written about its results."""
+    return " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

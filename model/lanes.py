@@ -40,13 +40,16 @@ class Batch:
 
 
 class Lanes:
-    """Deals pieces to lanes.
+    """Reads pieces in lanes.
 
-    A piece that ends inside a segment leaves a masked tail; its lane goes on with another piece afterwards.
+    A piece that ends inside a segment leaves a masked tail; its lane goes on with another piece afterwards:
+    the one that `deal` names for it, or else the next one that no lane has read.
     """
 
-    def __init__(self, draw: Draw, lanes: int, segment: int) -> None:
-        self.draw, self.segment = draw, segment
+    def __init__(
+        self, draw: Draw, lanes: int, segment: int, deal: Callable[[int], int] | None = None
+    ) -> None:
+        self.draw, self.segment, self.deal = draw, segment, deal
         self.next_draw = 0
         self.draws = [-1] * lanes
         self.offsets = [0] * lanes
@@ -84,8 +87,9 @@ class Lanes:
         return () if piece is None else piece
 
     def _deal(self, lane: int) -> None:
-        piece = self.draw(self.next_draw)
+        draw = self.next_draw if self.deal is None else self.deal(lane)
+        piece = self.draw(draw)
         self.draws[lane], self.offsets[lane], self.pieces[lane] = -1, 0, ()
         if piece is not None:
-            self.draws[lane], self.pieces[lane] = self.next_draw, piece
-            self.next_draw += 1
+            self.draws[lane], self.pieces[lane] = draw, piece
+            self.next_draw = max(self.next_draw, draw + 1)

@@ -5,10 +5,12 @@ Needs no torch, so that the command line can print its options on a device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dsmr_export.errors import TrainingError
+
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -30,7 +32,8 @@ class TrainConfig:
     d_model: int = _option(160, "Width of the residual stream.")
     d_ff: int = _option(640, "Width of the MLP.")
     lanes: int = _option(8, "Pieces read side by side.")
-    segment: int = _option(256, "Tokens of each lane per step; gradients stop at its start.")
+    segment: int = _option(256, "Tokens of each lane per segment; gradients stop at its start.")
+    accumulate: int = _option(1, "Segments of every lane per optimizer step.")
     learning_rate: float = _option(2e-3, "Peak of the learning rate.")
     final_learning_rate: float = _option(0.02, "Its end, as a fraction of the peak.")
     warmup_steps: int = _option(200, "Steps of linear warm-up; a cosine follows.")
@@ -39,6 +42,9 @@ class TrainConfig:
     clip_norm: float = _option(1.0, "Largest norm of the gradient.")
     transpose: int = _option(6, "Augmentation: semitones up or down, at most.")
     tempo: float = _option(0.1, "Augmentation: fraction faster or slower, at most.")
+    velocity: int = _option(8, "Augmentation: MIDI velocity louder or softer, at most.")
+    precision: str = _option("auto", "fp32, bf16 (autocast), or auto: bf16 on a GPU that has it.")
+    compile: bool = _option(False, "Let torch.compile make the network faster (needs a C++ compiler).")
     save_every: int = _option(500, "Steps between validations; each one saves the run.")
     seed: int = _option(0, "Of weights, dropout, order and augmentation.")
 
@@ -50,6 +56,7 @@ class TrainConfig:
             "minutes",
             "lanes",
             "segment",
+            "accumulate",
             "save_every",
             "learning_rate",
             "warmup_steps",
@@ -58,9 +65,19 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be positive, got {value}")
-        for name in ("final_learning_rate", "weight_decay", "transpose", "tempo", "seed"):
+        for name in ("final_learning_rate", "weight_decay", "transpose", "tempo", "velocity", "seed"):
             value = getattr(self, name)
             if not value >= 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision}")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
+
+    def differences(self, other: TrainConfig) -> list[tuple[str, Any, Any]]:
+        """(option as on the command line, its value here, its value there) of all that differ."""
+        return [
+            (f"--{field.name.replace('_', '-')}", here, there)
+            for field in fields(self)
+            if (here := getattr(self, field.name)) != (there := getattr(other, field.name))
+        ]

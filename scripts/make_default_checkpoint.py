@@ -18,7 +18,8 @@ from dsmr_export import schedule as schedules
 from dsmr_export.model import checkpoint, data, ngram
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.evaluate import evaluate
-from dsmr_export.model.train import BUNDLED_DATA, LOG, RUN
+from dsmr_export.model.run_folder import LOG, RUN
+from dsmr_export.model.train import BUNDLED_DATA
 
 PACE = 0.3
 """Brings continuations of validation prompts nearest to the prompts' density (docs/decisions.md)."""
@@ -33,6 +34,7 @@ SETTINGS = (
     "dropout",
     "transpose",
     "tempo",
+    "velocity",
     "seed",
 )
 
@@ -143,7 +145,7 @@ interpolated Kneser-Ney 6-gram of the same training split (`python -m dsmr_expor
 {commands}
 
 {last["step"]} steps, {read:,} tokens ({epochs:.1f} epochs), {minutes:.0f} minutes on two CPU cores
-that also did other work. {settings}; torch {about["torch"]}.
+that also did other work. {settings}; torch {about["versions"]["torch"]}.
 
 Validation perplexity on the way, by tokens read: {curve}.
 {_outlook(validations)}

@@ -15,12 +15,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from dsmr_export.errors import OutputError, OutputExistsError, TrainingError
-from dsmr_export.model import checkpoint, data
+from dsmr_export.model import checkpoint, data, run_folder
 from dsmr_export.model import tokenizer as tokens
-from dsmr_export.model import train as training
+from dsmr_export.model.dealing import PieceSource
 from dsmr_export.model.evaluate import evaluate
-from dsmr_export.model.train import PieceSource, Trainer, train
+from dsmr_export.model.train import train
 from dsmr_export.model.train_config import TrainConfig
+from dsmr_export.model.trainer import Meter, Trainer
 from dsmr_export.runtime import midi
 from dsmr_export.runtime.performance import Note
 
@@ -65,10 +66,10 @@ def pieces(corpus: Path) -> list[data.TokenizedPiece]:
 
 
 def trainer(config: TrainConfig, out: Path, pieces: list[data.TokenizedPiece]) -> Trainer:
-    return Trainer(config, out, pieces, TOKENIZER, "cpu", {"data": "made up"})
+    return Trainer(config, out, pieces, TOKENIZER, about={"data": "made up"})
 
 
-def run(config: TrainConfig, out: Path, corpus: Path, resume: bool = False) -> training.Meter:
+def run(config: TrainConfig, out: Path, corpus: Path, resume: bool = False) -> Meter:
     return train(config, out, corpus, resume=resume, console=Console(quiet=True))
 
 
@@ -131,7 +132,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     first.save()
     torch.manual_seed(999)
     second = trainer(config, tmp_path / "halves", pieces)
-    second.load(*training._read_saved(tmp_path / "halves"))
+    second.load(*run_folder.read_saved(tmp_path / "halves"))
     found += [second.step() for _ in range(5)]
 
     timeless = ("step", "epoch", "tokens", "learning_rate", "loss", "grad_norm")
@@ -182,7 +183,7 @@ def test_a_finished_run_can_be_made_longer(corpus: Path, tmp_path: Path) -> None
     run(tiny(steps=4), tmp_path, corpus)
     meter = run(tiny(steps=6, dropout=0.5), tmp_path, corpus, resume=True)
     assert meter.step == 6
-    _, metadata = training._read_saved(tmp_path)
+    _, metadata = run_folder.read_saved(tmp_path)
     assert '"dropout": 0.1' in metadata["config"] and '"steps": 6' in metadata["config"]
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [(start["step"], start["steps"]) for start in starts] == [(0, 4), (4, 6)]
@@ -235,7 +236,7 @@ def test_a_damaged_state_is_refused(corpus: Path, tmp_path: Path) -> None:
 
 def test_other_pieces_are_refused(corpus: Path, tmp_path: Path) -> None:
     run(tiny(steps=4), tmp_path, corpus)
-    with pytest.raises(TrainingError, match=r"was trained on other pieces: resume with the --data"):
+    with pytest.raises(TrainingError, match=r"was trained on other pieces: 4 when it began, 2 now"):
         train(tiny(steps=8), tmp_path, corpus, limit=2, resume=True, console=Console(quiet=True))
 
 
@@ -262,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(
     for name in ("best", "last"):
         weights = checkpoint.load(tmp_path / name).weights
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    tensors, metadata = training._read_saved(tmp_path)
+    tensors, metadata = run_folder.read_saved(tmp_path)
     assert '"step": 4' in metadata["meter"]
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -336,7 +337,7 @@ def test_draws_follow_from_the_seed_alone(pieces: list[data.TokenizedPiece]) -> 
 
 
 def test_every_piece_once_an_epoch(pieces: list[data.TokenizedPiece]) -> None:
-    source = PieceSource(pieces, TOKENIZER, tiny(transpose=0, tempo=0.0))
+    source = PieceSource(pieces, TOKENIZER, tiny(transpose=0, tempo=0.0, velocity=0))
     plain = sorted(piece.ids.tolist() for piece in pieces)
     for epoch in range(3):
         assert sorted(source.draw(4 * epoch + n).tolist() for n in range(4)) == plain
