@@ -14,7 +14,7 @@ from torch import Tensor
 IGNORE = -100
 """Target of a masked position: `cross_entropy`'s own default."""
 
-Ids = Sequence[int] | NDArray[np.int32]
+Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 Draw = Callable[[int], Ids | None]
 """Token ids of the n-th piece drawn (BOS first, EOS last), or None when there are no more."""
