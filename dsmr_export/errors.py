@@ -61,3 +61,7 @@ class TargetError(DsmrError):
 
 class TrainingError(DsmrError):
     """A training run that cannot start, go on, or be resumed."""
+
+
+class FailedRunError(TrainingError):
+    """A training run that broke down by itself, in loss or in memory: another one may well not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,18 +63,34 @@ def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str],
 
 def train_options(command: Command) -> Command:
     """One option per field of TrainConfig, from its name, type and default, which needs no torch."""
+    return train_options_but()(command)
+
+
+def train_options_but(*without: str) -> Callable[[Command], Command]:
+    """The same without the fields of those names."""
+
+    def decorate(command: Command) -> Command:
+        for option in _train_options(without):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _train_options(without: Sequence[str]) -> Iterator[Callable[[Command], Command]]:
+    """The last option first, as decorators apply."""
     kinds = {"int": int, "float": float, "str": str, "int | None": int, "float | None": float}
     for field in reversed(fields(TrainConfig)):
+        if field.name in without:
+            continue
         name, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if field.type == "bool":
-            option = click.option(name, is_flag=True, help=text)
+            yield click.option(name, is_flag=True, help=text)
         else:
-            option = click.option(
+            yield click.option(
                 name,
                 type=kinds[str(field.type)],
                 default=field.default,
                 show_default=field.default is not None,
                 help=text,
             )
-        command = option(command)
-    return command

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsmr_export import schedule as schedules
-from dsmr_export.errors import TrainingError
+from dsmr_export.errors import FailedRunError, TrainingError
 from dsmr_export.model import checkpoint, data, run_folder
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
@@ -266,10 +266,10 @@ class Trainer:
         if loss > 2 * math.log(self.network.config.vocab_size):
             raise self._diverged(f"loss is {loss:.2f}, more than twice that of a uniform guess,")
 
-    def _diverged(self, what: str) -> TrainingError:
+    def _diverged(self, what: str) -> FailedRunError:
         exists = (self.out / run_folder.TRAINING).exists()
         saved = f"what {self.out} holds is from before" if exists else "nothing was saved"
-        return TrainingError(
+        return FailedRunError(
             f"{what} at step {self.meter.step}; {saved}: start a run with a lower --learning-rate"
         )
 
@@ -282,7 +282,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
-                raise TrainingError(
+                raise FailedRunError(
                     f"out of memory at step {self.meter.step} on {self.device} ({first}): lower --lanes "
                     f"({config.lanes}), --segment ({config.segment}) or --budget ({config.budget}); "
                     "--accumulate makes up for fewer lanes"
