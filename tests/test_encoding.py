@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from miditok import MIDILike, TokenizerConfig
 
 from dsmr_export import corpus
 from dsmr_export.errors import CheckpointError
@@ -22,6 +23,16 @@ TOKENIZER = tokens.default_tokenizer()
 CODEC = Codec.of(TOKENIZER)
 TABLE = CODEC.table
 BINS = np.array(sorted(TABLE.velocities))
+
+TWO_RESOLUTIONS_OF_MIDITOK = MIDILike(
+    TokenizerConfig(
+        beat_res={(0, 1): 50, (1, 4): 10},
+        special_tokens=["PAD", "BOS", "EOS"],
+        use_pitchdrum_tokens=False,
+        use_time_signatures=False,
+    )
+)
+TWO_RESOLUTIONS = Codec.of(TWO_RESOLUTIONS_OF_MIDITOK)
 
 PERFORMANCES = st.lists(
     st.builds(
@@ -122,6 +133,14 @@ def test_gaps_without_a_token_of_their_own_are_said_as_the_runtime_says_them(not
     ids = Codec(few).encode(notes).tolist()
     assert ids == events.encode(notes, few)
     assert Codec(few).decode(ids).tolist() == binned(notes)
+
+
+@given(PERFORMANCES)
+def test_coarser_long_shifts_are_chained_as_by_miditok(notes: Performance) -> None:
+    assert TWO_RESOLUTIONS.encode(notes).tolist() == tokens.encode(notes, TWO_RESOLUTIONS_OF_MIDITOK)
+    assert TWO_RESOLUTIONS.decode(TWO_RESOLUTIONS.encode(notes))[:, :3].tolist() == [
+        list(note[:3]) for note in notes
+    ]
 
 
 def table_of(shifts: int) -> EventTable:
