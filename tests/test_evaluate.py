@@ -69,8 +69,8 @@ def test_streamed_is_one_pass(network: DSMR, pieces: list[list[int]], segment: i
 
 
 def test_a_stretch_begins_empty_at_its_own_position(network: DSMR, pieces: list[list[int]]) -> None:
-    """What a lane read before leaves no trace; and as rotary attention sees differences of positions only, the
-    origin changes nothing but rounding."""
+    """What a lane read before leaves no trace; and as rotary attention sees differences of positions only,
+    the origin changes nothing but rounding."""
     stretches = [pieces[0][9:], pieces[2][20:41], pieces[3], pieces[2][20:41]]
     found = stream_nll(network, stretches, [9, 20, 0, 10**9], segment=4, lanes=2)
     for nll, stretch in zip(found, stretches, strict=True):
