@@ -69,7 +69,8 @@ def train(
         with workers.one_first():
             show = workers.leads
             training = data.load(data_path, "train", tokenizer, limit=limit, progress=show)
-            validation = data.load(data_path, "validation", tokenizer, limit=limit, progress=show)
+            held_out = data.load(data_path, "validation", tokenizer, limit=limit, progress=show)
+        validation = data.Corpus(_evenly(held_out.pieces, config.validation_pieces), held_out.skipped)
         about = BUNDLED_DATA if data_path is None else {"data": data_path.resolve().name}
         trainer = Trainer(config, out, training.pieces, tokenizer, workers, about)
         workers.require_same(trainer.source.identity, "pieces")
@@ -86,6 +87,13 @@ def train(
         console.print(_summary(trainer, training, validation), soft_wrap=True)
         _run(trainer, [piece.ids for piece in validation.pieces], facts, start, console, tensorboard)
     return trainer.meter
+
+
+def _evenly(pieces: list[data.TokenizedPiece], count: int | None) -> list[data.TokenizedPiece]:
+    """`count` of the pieces, as far apart as can be: neighbours in a data set are often of one composer."""
+    if count is None or count >= len(pieces):
+        return pieces
+    return [pieces[i * len(pieces) // count] for i in range(count)]
 
 
 def _find_saved(

@@ -46,6 +46,7 @@ class TrainConfig:
     precision: str = _option("auto", "fp32, bf16 (autocast), or auto: bf16 on a GPU that has it.")
     compile: bool = _option(False, "Let torch.compile make the network faster (needs a C++ compiler).")
     save_every: int = _option(500, "Steps between validations; each one saves the run.")
+    validation_pieces: int | None = _option(None, "Pieces to validate with, evenly picked.  [default: all]")
     seed: int = _option(0, "Of weights, dropout, order and augmentation.")
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class TrainConfig:
             "segment",
             "accumulate",
             "save_every",
+            "validation_pieces",
             "learning_rate",
             "warmup_steps",
             "clip_norm",
