@@ -164,7 +164,7 @@ def _check_output(output: Path, force: bool) -> None:
         )
 
 
-def held_out(tokenizer: Any) -> list[NDArray[np.int32]]:
+def held_out(tokenizer: Any) -> list[NDArray[np.uint16]]:
     """The pieces of the export's parity check: how the longest ones of the bundled test split begin."""
     pieces = data.load(None, "test", tokenizer, progress=False).pieces
     longest = sorted(pieces, key=lambda piece: -len(piece.ids))[:GATE_PIECES]

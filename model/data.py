@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsmr_export import corpus
 from dsmr_export import progress as bars
@@ -144,12 +143,6 @@ def default_cache() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("dsmr-export")) / "tokens"
-
-
-def with_ends(ids: Sequence[int], tokenizer: MIDILike) -> NDArray[np.int32]:
-    """BOS + ids + EOS: a whole piece, int32 [T + 2]."""
-    special = tokens.special_ids(tokenizer)
-    return np.array([special["bos"], *ids, special["eos"]], dtype=np.int32)
 
 
 def augment(
