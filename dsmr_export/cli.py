@@ -46,6 +46,7 @@ def main() -> None:
 
 main.add_command(cli_training.train)
 main.add_command(cli_training.evaluate)
+main.add_command(cli_training.study)
 
 
 @main.command("export")

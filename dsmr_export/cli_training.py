@@ -1,4 +1,4 @@
-"""The commands that make and judge checkpoints: `dsmr train` and `dsmr eval`. They need torch."""
+"""The commands that make, judge and compare checkpoints: `dsmr train`, `eval`, `study`. They need torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dsmr_export.options import PATH, data_options, json_option, train_options
-from dsmr_export.progress import counter
-from dsmr_export.terminal import command_line, print_json, require, stdout
+from dsmr_export import schedule as schedules
+from dsmr_export.corpus import SPLITS
+from dsmr_export.options import (
+    PATH,
+    comma_list,
+    data_options,
+    json_option,
+    train_options,
+    train_options_but,
+    whole_numbers,
+)
+from dsmr_export.progress import stages
+from dsmr_export.terminal import command_line, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
     from dsmr_export.model.checkpoint import Checkpoint
+    from dsmr_export.model.data import TokenizedPiece
 
 
 @click.command()
@@ -81,46 +92,120 @@ def train(
 @click.command("eval")
 @click.argument("checkpoint", type=PATH, required=False)
 @data_options
+@click.option("--plots", type=PATH, help="Folder for pictures of the figures, each as PNG and SVG.")
+@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @json_option
 def evaluate(
-    checkpoint: Path | None, data_path: Path | None, split: str | None, limit: int | None, as_json: bool
+    checkpoint: Path | None,
+    data_path: Path | None,
+    split: str | None,
+    limit: int | None,
+    plots: Path | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
-    """Perplexity of a checkpoint in PyTorch, streamed over whole pieces.
+    """What a checkpoint makes of whole pieces in PyTorch, and what its memory is worth.
+
+    Perplexity, nats per token, note and second of music; perplexity by position; what a truncated history
+    costs; and KRCU, the mean increase of the NLL after the recurrent state was emptied at 8,192 tokens.
 
     \b
     Example:
       dsmr eval runs/mine/best --data maestro-v3.0.0-midi.zip --split validation
+      dsmr eval --plots pictures
     """
     require("torch", "train")
+    if plots is not None:
+        require("matplotlib", "train")
+    import torch
+
+    from dsmr_export import figures, tables
     from dsmr_export.model import checkpoint as checkpoints
-    from dsmr_export.model.evaluate import evaluate as run
+    from dsmr_export.model import distributed, history
 
     source = checkpoints.load(checkpoint)
-    pieces = pieces_through_miditok(source, data_path, split, limit)
-    with counter("evaluating", sum(len(ids) - 1 for ids in pieces)) as progress:
-        result = run(source.network(), pieces, progress=progress)
-    figures = {
-        "perplexity": result.perplexity,
-        "nats_per_token": result.nats_per_token,
-        "per_piece_mean": result.per_piece_mean,
-        "tokens": result.tokens,
-        "pieces": len(pieces),
-    }
+    if plots is not None:
+        figures.require_folder(plots)
+    with distributed.join(device or ("cuda" if torch.cuda.is_available() else "cpu")) as here:
+        pieces = _read_pieces(source, data_path, split, limit)
+        with stages("tokens") as progress:
+            found = history.judge(source, pieces, device=str(here.device), progress=progress)
     if as_json:
-        print_json(figures)
+        print_json(found)
     else:
-        stdout().print(
-            f"perplexity {result.perplexity:.4f} ({result.nats_per_token:.4f} nats per token; mean over "
-            f"pieces {result.per_piece_mean:.4f}), {result.tokens:,} tokens of {len(pieces)} pieces",
-            soft_wrap=True,
-        )
+        for table in tables.evaluation_tables(found):
+            stdout().print(table, soft_wrap=isinstance(table, str))
+    if plots is not None:
+        schedule = found["schedule"]
+        name = schedule["text" if schedule["name"] == schedules.EXPLICIT else "name"]
+        for path in figures.write_all({name: found}, plots):
+            stderr().print(str(path), soft_wrap=True)
+
+
+@click.command()
+@click.option("--data", type=PATH, help="MIDI folder or zip.  [default: the bundled pieces]")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split in training.")
+@click.option("--out", type=PATH, required=True, help="Folder of the study.")
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    help="One to compare: NAME, LIST or NAME:key=value,…, and @kv_heads=K after it for the same bytes in "
+    "fewer heads; repeat it.  [default: two_scale, uniform, reverse_two_scale, both progressive ones, "
+    "perceiver_ar_like, full@kv_heads=2 and 1, and full:cap=BUDGET, which is beyond the budget]",
+)
+@click.option("--seeds", callback=whole_numbers, help="Seeds of every schedule.  [default: 0,1]")
+@click.option(
+    "--eval-split",
+    "eval_splits",
+    callback=comma_list(*SPLITS),
+    help="What is judged.  [default: validation,test, or validation where no splits are named]",
+)
+@click.option("--eval-limit", type=click.IntRange(1), help="Only the first N pieces of each judged split.")
+@click.option(
+    "--only",
+    type=click.Choice(["train"]),
+    help="One stage alone.  [default: what is not done of all of them]",
+)
+@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
+@train_options_but("schedule", "seed", "minutes")
+@click.pass_context
+def study(context: click.Context, out: Path, only: str | None, device: str | None, **options: Any) -> None:
+    """Train schedules of equal state bytes with several seeds, judge all of them, and write one table.
+
+    Run again, it goes on where it stopped; options that are left out are then those of its start.
+
+    \b
+    Example:
+      dsmr study --data maestro-v3.0.0-midi.zip --out studies/first --steps 4000
+      dsmr study --out studies/first
+      dsmr study --out studies/second --steps 300 --schedule two_scale --schedule full@kv_heads=1 --seeds 0
+    """
+    require("torch", "train")
+    import torch
+
+    from dsmr_export.model import study as studies
+    from dsmr_export.model import study_plan
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    default = ParameterSource.DEFAULT
+    given = {k: v for k, v in options.items() if context.get_parameter_source(k) is not default}
+    asked = study_plan.settle(out, given)
+    studies.prepare(asked, out)
+    studies.train(asked, out, device, stderr(), command_line())
 
 
 def pieces_through_miditok(
     source: Checkpoint, data_path: Path | None, split: str | None, limit: int | None
 ) -> list[Any]:
+    return [piece.ids for piece in _read_pieces(source, data_path, split, limit)]
+
+
+def _read_pieces(
+    source: Checkpoint, data_path: Path | None, split: str | None, limit: int | None
+) -> list[TokenizedPiece]:
     from dsmr_export import corpus
     from dsmr_export.model import data
 
     split = split or corpus.default_split(data_path)
-    return [piece.ids for piece in data.load(data_path, split, source.tokenizer(), limit).pieces]
+    return data.load(data_path, split, source.tokenizer(), limit).pieces

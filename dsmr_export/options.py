@@ -48,8 +48,10 @@ def data_options(command: Command) -> Command:
     return command
 
 
-def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
-    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...]]:
+    def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+        if value is None:
+            return ()
         items = tuple(dict.fromkeys(item.strip() for item in value.split(",")))
         unknown = [item for item in items if item not in allowed]
         if unknown or ("none" in items and len(items) > 1):
@@ -59,6 +61,14 @@ def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str],
         return items
 
     return parse
+
+
+def whole_numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """0,1,2 as numbers."""
+    items = [] if value is None else [item.strip() for item in value.split(",")]
+    if not all(item.isascii() and item.isdigit() for item in items):
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers with commas, as in 0,1,2")
+    return tuple(dict.fromkeys(int(item) for item in items))
 
 
 def train_options(command: Command) -> Command:

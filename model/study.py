@@ -1,0 +1,147 @@
+"""A study: several schedules in the same bytes of state, each trained with several seeds, judged, compared.
+
+    dsmr study --data maestro-v3.0.0-midi.zip --out studies/first --steps 4000
+
+`model/study_plan.py` says what is compared. A study's folder holds
+
+    study.json                      what was asked for
+    SCHEDULE-seedN/                 one training run each (model/run_folder.py)
+      failure.json                  why it broke down, if it did
+      evaluation-SPLIT.json         figures of its best checkpoint on that split
+    profile.json                    speed and memory, measured side by side
+
+Every stage goes on where it stopped: a finished run is recognised, one that was interrupted is resumed, an
+evaluation is kept as long as checkpoint, data and limit are those it was made with.
+
+The checkpoint that is judged is `best/`, the one of the lowest validation perplexity, as one would keep it;
+where `validation` is among the splits that are judged, its figures are therefore slightly too good, for all
+schedules alike, and `test` is the fair one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+
+from dsmr_export import corpus
+from dsmr_export.errors import FailedRunError, TrainingError
+from dsmr_export.model import checkpoint, run_folder
+from dsmr_export.model import train as training
+from dsmr_export.model.study_plan import Run, Study
+from dsmr_export.model.train_config import TrainConfig
+
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. best_perplexity: of its validations so far, None before the first."""
+
+    state: Literal["missing", "unfinished", "failed", "finished"]
+    step: int = 0
+    tokens: int = 0
+    best_perplexity: float | None = None
+    reason: str | None = None
+
+
+def prepare(study: Study, out: Path) -> None:
+    """Checks that everything asked for can be done, and writes study.json.
+
+    Raises DataError for a split that the data lacks; TrainingError if a run in `out` is another one, or if
+    this is one of several processes; OutputError if `out` cannot be written.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("dsmr study runs in one process: start it without torchrun")
+    for split in ("train", "validation", *study.eval_splits):
+        corpus.pieces(study.data, split)
+    for run in study.runs():
+        _require_same(run, out / run.name)
+    with run_folder.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        study.save(out)
+
+
+def train(study: Study, out: Path, device: str, console: Console, command: str | None = None) -> None:
+    """Trains what is not finished, one run after the other. A run that breaks down is noted; the rest go on.
+
+    Raises what `train.train` raises for anything else.
+    """
+    runs = study.runs()
+    for number, run in enumerate(runs, 1):
+        folder, title = out / run.name, f"[{number}/{len(runs)}] {run.entry.text}, seed {run.seed}"
+        if progress(run, folder).state == "finished":
+            console.print(f"{title}: finished before", markup=False)
+            continue
+        console.print(title, markup=False)
+        (folder / FAILURE).unlink(missing_ok=True)
+        resume = (folder / run_folder.TRAINING).exists()
+        try:
+            training.train(
+                run.config, folder, study.data, study.limit, device, resume, console, command=command
+            )
+        except FailedRunError as error:
+            console.print(f"{title}: {error}", markup=False, soft_wrap=True)
+            with run_folder.writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_json(folder / FAILURE, {"reason": str(error)})
+
+
+def progress(run: Run, folder: Path) -> Progress:
+    """How far a run is, from its folder alone. Raises TrainingError if what is there is not this run."""
+    _require_same(run, folder)
+    reason = _failure(folder)
+    saved = _metadata(folder)
+    if saved is None:
+        return Progress("missing" if reason is None else "failed", reason=reason)
+    meter = json.loads(saved["meter"])
+    best = meter["best_perplexity"] if meter["validations"] else None
+    done = meter["step"] >= (run.config.steps or 0)
+    state: Literal["finished", "failed", "unfinished"]
+    state = "finished" if done else "unfinished" if reason is None else "failed"
+    return Progress(state, meter["step"], meter["tokens"], best, reason if state == "failed" else None)
+
+
+def _failure(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["reason"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder / FAILURE} cannot be read ({error})"
+
+
+def _metadata(folder: Path) -> dict[str, str] | None:
+    """Of training.safetensors, without its tensors; None if there is none, or none that can be gone on from.
+
+    What is wrong with the file is said by `run_folder.read_saved`, when the run is resumed.
+    """
+    try:
+        with safe_open(folder / run_folder.TRAINING, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return metadata if {"config", "meter"} <= metadata.keys() else None
+
+
+def _require_same(run: Run, folder: Path) -> None:
+    """Raises TrainingError if the folder holds a run with other options."""
+    saved = _metadata(folder)
+    if saved is None:
+        return
+    try:
+        before = TrainConfig(**json.loads(saved["config"]))
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{folder} was trained by another version of dsmr-export ({error}): choose another --out"
+        ) from error
+    for option, now, then in run.config.differences(before):
+        raise TrainingError(
+            f"{folder} was trained with {option} {then}, the study asks for {now}: "
+            f"leave {option} as it was or choose another --out"
+        )
