@@ -166,7 +166,7 @@ def reset_curve(evaluations: Evaluations) -> Figure:
         end = max(row["to"] for row in bins) / K - resets[0] / K
         axes.set_xlim(0, end)
         axes.set_xticks(range(int(end) + 1), [_k(tick * K) for tick in range(int(end) + 1)])
-        axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+        _from_zero(axes)
         reaches = {sum(run["schedule"]["horizons"]) / K for run in runs}
         if len(reaches) == 1 and (reach := reaches.pop()) < end:
             axes.axvline(reach, color=INK, linewidth=0.8, linestyle=DASHES[2])
@@ -177,8 +177,6 @@ def reset_curve(evaluations: Evaluations) -> Figure:
                 va="top",
                 fontsize=7.5,
             )
-    else:
-        _nothing(axes, f"no piece is longer than {at} tokens")
     axes.set_xlabel("tokens since the reset (1k = 1,024)")
     axes.set_ylabel("NLL increase (nats per token)")
     means = {
@@ -186,7 +184,10 @@ def reset_curve(evaluations: Evaluations) -> Figure:
         for name, several in _runs(evaluations).items()
     }
     notes = {name: f"KRCU {sum(aucs) / len(aucs):.4f}" for name, aucs in means.items() if aucs}
-    _legend(figure, axes, evaluations, notes)
+    if bins:
+        _legend(figure, axes, evaluations, notes)
+    else:
+        _nothing(axes, f"no piece is longer than {at} tokens")
     return figure
 
 
@@ -206,13 +207,13 @@ def truncation_cost(evaluations: Evaluations) -> Figure:
         },
     )
     axes.set_xticks(list(places.values()), [_k(retain) for retain in kept])
-    if kept:
-        axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
-    else:
-        _nothing(axes, "no piece is long enough")
     axes.set_xlabel("tokens of history kept (1k = 1,024)")
     axes.set_ylabel("NLL increase (nats per token)")
-    _legend(figure, axes, evaluations)
+    if kept:
+        _from_zero(axes)
+        _legend(figure, axes, evaluations)
+    else:
+        _nothing(axes, "no piece is long enough")
     return figure
 
 
@@ -332,6 +333,8 @@ def _lines(
     for name, runs in _runs(evaluations).items():
         found = [points(run) for run in runs]
         xs = sorted({x for run in found for x in run})
+        if not xs:
+            continue
         values = [[run[x] for run in found if x in run] for x in xs]
         look = looked[name]
         axes.plot(
@@ -355,6 +358,14 @@ def _legend(
     handles, names = axes.get_legend_handles_labels()
     labels = [f"{name} ({notes[name]})" if notes and name in notes else name for name in names]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=8)
+
+
+def _from_zero(axes: Axes) -> None:
+    """A line at zero, and an axis of at least a thousandth of a nat: rounding looks as small as it is."""
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -5e-5), max(high, 1e-3))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
 
 
 def _nothing(axes: Axes, why: str) -> None:
