@@ -212,10 +212,11 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     is_as_expected(tmp_path / "full")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_cache_costs_time_only(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o500)
+    if os.access(cache, os.W_OK):
+        pytest.skip("this user may write anywhere (root)")
     for _ in range(2):
         assert len(data.load(folder, None, TOKENIZER, cache=cache).pieces) == 3
     assert list(cache.iterdir()) == []

@@ -224,11 +224,12 @@ def test_processes_that_write_at_once_do_not_disturb_one_another(tmp_path: Path)
     assert len(list(tmp_path.glob("*.ids"))) == len(numbers)  # equal pairs are one
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_read(tmp_path: Path) -> None:
     Shards(tmp_path).write(SOME)
     tmp_path.chmod(0o500)
     try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write anywhere (root)")
         assert is_whole(tmp_path)
         with pytest.raises(OutputError, match="Permission denied"):
             Shards(tmp_path).write({"z": an_entry([7])})
