@@ -1,0 +1,380 @@
+"""What a step of training costs under a schedule: time, memory, arithmetic; several schedules side by side.
+
+    dsmr train --profile --schedule two_scale --beside full:cap=4096
+
+Every schedule trains in a process of its own, so that its peak memory is its own; they take turns of a few
+steps, A B A B, so that what else the machine does hits all of them. A step is the trainer's own, on random
+tokens (their values change no cost), and its recurrent state is full from the first one: as in the middle of
+a long piece, where a step costs most. Warm-up is apart.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsmr_export import schedule as schedules
+from dsmr_export.errors import DsmrError, TrainingError
+from dsmr_export.model import tokenizer as tokens
+from dsmr_export.model.config import ModelConfig
+from dsmr_export.model.distributed import Workers
+from dsmr_export.model.lanes import Batch
+from dsmr_export.model.network import RecurrentState
+from dsmr_export.model.train_config import TrainConfig
+from dsmr_export.model.trainer import Trainer, model_config
+
+ROUNDS = 7
+STEPS = 2
+"""Steps of a turn; every schedule has one turn a round."""
+WARM_STEPS = 3
+"""Untimed: allocators, and torch.compile, which sees another layout of the state from the second step on."""
+
+PEAK_SIDE = 1024
+PEAK_TRIES = 12
+
+CUDA_PEAKS = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+)
+"""Dense bf16 FLOP/s with float32 sums, from NVIDIA's data sheets of these products (where a sheet gives the
+figure with sparsity, half of it); the first name that a device's name contains as a word counts.
+"""
+
+Progress = Callable[[int, int], None]
+"""Called with the turns done and the turns in all."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of training on one token, forward and backward, by what needs them.
+
+    PaLM (arXiv 2204.02311), appendix B: 6 for each parameter of a matrix, and 12 · heads · head_dim for each
+    key that a query sees, in each layer; here it sees horizon + 1. Norms, rotations and the optimizer are
+    left out, and so is what an implementation computes in vain (masked keys, recomputation).
+    """
+
+    layers: int
+    head: int
+    attention: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, horizons: Sequence[int]) -> Flops:
+        width = config.heads * config.head_dim
+        qkv = config.d_model * (width + 2 * config.kv_heads * config.head_dim)
+        each = qkv + width * config.d_model + 2 * config.d_model * config.d_ff
+        return cls(
+            6 * config.layers * each,
+            6 * config.d_model * config.vocab_size,
+            12 * width * sum(horizon + 1 for horizon in horizons),
+        )
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.head + self.attention
+
+
+def compare(
+    configs: Mapping[str, TrainConfig],
+    device: str = "cpu",
+    rounds: int = ROUNDS,
+    progress: Progress | None = None,
+    steps: int = STEPS,
+) -> dict[str, dict[str, Any]]:
+    """Trains every config for `rounds` turns of `steps` steps, beside the others; the first is the reference.
+
+    Returns for each name: schedule, precision, lanes, budget_tokens; state_bytes (keys and values of one lane
+    as training keeps them), all_state_bytes (of all lanes); attention_flops_per_token, flops_per_token (see
+    `Flops`); tokens_per_s (median over rounds); ratio, ratio_low, ratio_high (tokens/s over the first
+    config's in the same round: median, least, largest); mfu (share of peak_flops that the model's arithmetic
+    takes); peak_flops (FLOP/s of a matrix product in the run's precision: the data sheet's for the GPUs in
+    CUDA_PEAKS, else measured in the same processes, on the same threads); peak_bytes (resident set of the
+    process on a CPU, what torch allocated on a GPU), base_bytes (the same before the network was made);
+    error (None, or why there are no figures: what was to be measured is then None).
+
+    Raises ScheduleError or TrainingError for a config that cannot be run at all.
+    """
+    if rounds < 1 or steps < 1:
+        raise TrainingError(f"rounds and steps must be 1 or more, got {rounds} and {steps}")
+    vocabulary = len(tokens.default_tokenizer())
+    rows = {name: _costs(config, vocabulary, device) for name, config in configs.items()}
+    contestants: dict[str, _Contestant] = {}
+    try:
+        for name, config in configs.items():
+            contestants[name] = _Contestant(config, device)
+        for contestant in contestants.values():
+            contestant.begin()
+        for turn in range(rounds):
+            for index, contestant in enumerate(contestants.values()):
+                contestant.take_turn(steps)
+                if progress:
+                    progress(turn * len(contestants) + index + 1, rounds * len(contestants))
+        for contestant in contestants.values():
+            contestant.end()
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    first = next(iter(contestants.values()), None)
+    peaks: dict[str, float] = {}
+    for contestant in contestants.values():
+        found = contestant.facts
+        peaks[found.get("precision", "")] = max(
+            peaks.get(found.get("precision", ""), 0.0), found.get("peak_flops", 0.0)
+        )
+    for name, contestant in contestants.items():
+        assert first is not None
+        rows[name] |= _measured(contestant, first, rows[name], peaks)
+    return rows
+
+
+def beside(config: TrainConfig, schedule: str) -> TrainConfig:
+    """The same run with another schedule, whose own horizons may exceed the budget. Raises ScheduleError."""
+    built = schedules.build(schedule, config.layers, default_budget=config.budget)
+    return replace(config, schedule=built.text, budget=max(config.budget, built.budget_tokens))
+
+
+def default_beside(config: TrainConfig) -> str:
+    """`full` as far as the schedule's farthest layer: what the same reach costs when every layer has it.
+
+    Where all layers are alike already, each gets the whole budget.
+    """
+    built = schedules.build(config.schedule, config.layers, config.budget)
+    cap = max(built.horizons)
+    return f"full:cap={built.budget_tokens if cap == min(built.horizons) else cap}"
+
+
+def _costs(config: TrainConfig, vocabulary: int, device: str) -> dict[str, Any]:
+    """What follows from the config alone."""
+    schedule = schedules.build(config.schedule, config.layers, config.budget)
+    shape = model_config(config, vocabulary)
+    flops = Flops.of(shape, schedule.horizons)
+    return {
+        "schedule": schedule.text,
+        "horizons": list(schedule.horizons),
+        "budget_tokens": schedule.budget_tokens,
+        "lanes": config.lanes,
+        "precision": None,
+        "state_bytes": schedule.budget_tokens * shape.kv_bytes_per_token,
+        "all_state_bytes": config.lanes * schedule.budget_tokens * shape.kv_bytes_per_token,
+        "attention_flops_per_token": flops.attention,
+        "flops_per_token": flops.total,
+    }
+
+
+def _measured(
+    contestant: _Contestant, first: _Contestant, row: Mapping[str, Any], peaks: Mapping[str, float]
+) -> dict[str, Any]:
+    names = (
+        "tokens_per_s",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "mfu",
+        "peak_flops",
+        "peak_bytes",
+        "base_bytes",
+    )
+    found: dict[str, Any] = {**dict.fromkeys(names), "error": contestant.error}
+    facts = contestant.facts
+    found |= {name: facts[name] for name in ("precision", "state_bytes", "all_state_bytes") if name in facts}
+    if contestant.error is not None:
+        return found
+    speed = statistics.median(contestant.speeds)
+    peak = peaks[facts["precision"]]
+    found |= {
+        "tokens_per_s": speed,
+        "mfu": speed * row["flops_per_token"] / peak,
+        "peak_flops": peak,
+        "peak_bytes": facts["peak_bytes"],
+        "base_bytes": facts["base_bytes"],
+    }
+    if first.error is None:
+        ratios = [own / other for own, other in zip(contestant.speeds, first.speeds, strict=True)]
+        found |= {
+            "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+        }
+    return found
+
+
+# Each schedule's own process
+
+
+class _Contestant:
+    """A process that trains one config, seen from outside; once it failed it takes no more turns."""
+
+    def __init__(self, config: TrainConfig, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, far = context.Pipe()
+        self.error: str | None = None
+        self.facts: dict[str, Any] = {}
+        self.speeds: list[float] = []
+        self._process = context.Process(
+            target=_serve, args=(far, config, device, torch.get_num_threads()), daemon=True
+        )
+        self._process.start()
+        far.close()
+
+    def begin(self) -> None:
+        """Waits until it has warmed up."""
+        self.facts |= self._receive()
+
+    def take_turn(self, steps: int) -> None:
+        answer = self._ask(steps)
+        if answer:
+            self.speeds.append(answer["tokens_per_s"])
+
+    def end(self) -> None:
+        self.facts |= self._ask(0)
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _ask(self, steps: int) -> dict[str, Any]:
+        if self.error is not None:
+            return {}
+        with suppress(OSError):  # it died: _receive says of what
+            self._connection.send(steps)
+        return self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(5)
+            code = self._process.exitcode
+            self.error = (
+                "killed by the system, most likely out of memory"
+                if code == -9
+                else f"its process ended with {code}"
+            )
+            return {}
+        if "error" in answer:
+            self.error = answer["error"]
+            return {}
+        return answer
+
+
+def _serve(connection: Connection, config: TrainConfig, device: str, threads: int) -> None:
+    """The process: warms up, reports, then takes as many steps as it is told; 0 ends it."""
+    torch.set_num_threads(threads)
+    try:
+        chosen = torch.device(device)
+        peak_flops = _peak_flops(chosen, config)
+        base = _memory(chosen, peak=False)
+        steps = RandomSteps(config, chosen)
+        for _ in range(WARM_STEPS):
+            steps.step()
+        state = steps.state.nbytes
+        connection.send(
+            {
+                "precision": steps.precision,
+                "peak_flops": peak_flops,
+                "base_bytes": base,
+                "state_bytes": state // config.lanes,
+                "all_state_bytes": state,
+            }
+        )
+        while count := connection.recv():
+            began = time.perf_counter()
+            for _ in range(count):
+                steps.step()  # ends with a figure of the host's, so nothing is still running on a GPU
+            took = time.perf_counter() - began
+            per_step = config.lanes * config.segment * config.accumulate
+            connection.send({"tokens_per_s": count * per_step / took})
+        connection.send({"peak_bytes": _memory(chosen, peak=True)})
+    except EOFError:
+        pass  # nobody listens any more
+    except (DsmrError, RuntimeError, MemoryError) as error:
+        first = str(error).strip().splitlines()
+        out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        text = first[0] if first else type(error).__name__
+        connection.send({"error": f"out of memory ({text})" if out else text})
+
+
+class RandomSteps(Trainer):
+    """The trainer on random tokens, with every lane's state full; it saves nothing.
+
+    Raises what `Trainer` raises.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        endless = replace(config, steps=1_000_000, minutes=None)
+        piece: Any = SimpleNamespace(name="random", ids=np.zeros(2, np.uint16), performance=None)
+        super().__init__(endless, Path(), [piece], tokens.default_tokenizer(), Workers(device=device))
+        generator = torch.Generator().manual_seed(config.seed)
+        self._random = generator
+        age = torch.full_like(self.state.length, max(self.schedule.horizons))
+        self.state = RecurrentState(
+            [(_like(keys, generator), _like(values, generator)) for keys, values in self.state.layers],
+            age,
+            age.clone(),
+        )
+
+    def _batch(self) -> Batch:
+        lanes, segment = self.config.lanes, self.config.segment
+        ids = torch.randint(self.network.config.vocab_size, (lanes, segment + 1), generator=self._random)
+        return Batch(ids[:, :-1], ids[:, 1:], torch.zeros(lanes, dtype=torch.bool), [0] * lanes)
+
+
+def _like(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(rows.shape, generator=generator).to(rows)
+
+
+def _memory(device: torch.device, peak: bool) -> int:
+    """Bytes that this process uses now, or has used at most.
+
+    VmHWM, not getrusage: the latter's peak starts with that of the process that started this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    name = "VmHWM" if peak else "VmRSS"
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_flops(device: torch.device, config: TrainConfig) -> float:
+    """FLOP/s of a square matrix product in the run's precision."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    if device.type == "cuda" and bf16:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in CUDA_PEAKS:
+            if re.search(rf"\b{known}\b", name):
+                return peak
+    side = PEAK_SIDE * (8 if device.type == "cuda" else 1)
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(PEAK_TRIES):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
