@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from dsmr_export.manifest import Manifest
+from dsmr_export.schedule import compact
 
 
 def parity_table(result: Mapping[str, Any], manifest: Manifest) -> Table:
@@ -30,9 +31,9 @@ def position_table(result: Mapping[str, Any]) -> Table:
     table = _table("graph", "position", "tokens", "perplexity", "change", "KL mean", "KL max", "top-1")
     for name, figures in result["graphs"].items():
         for row in figures["by_position"]:
-            stop = "…" if row["to"] is None else f"{row['to']:,}"
             shown = _figures(row)
-            table.add_row(name, f"{row['from']:,} – {stop}", f"{row['tokens']:,}", shown[0], *shown[2:])
+            position = _span(row["from"], row["to"])
+            table.add_row(name, position, f"{row['tokens']:,}", shown[0], *shown[2:])
     return table
 
 
@@ -71,6 +72,76 @@ def graph_table(manifest: Manifest) -> Table:
     return table
 
 
+def evaluation_tables(found: Mapping[str, Any]) -> Iterator[Table | str]:
+    """What `model.history.judge` found: all in all, by position, truncated histories, and after a reset.
+
+    Where no piece is long enough for a measure, a line says so instead.
+    """
+    yield _overall_table(found)
+    yield _nll_table(found)
+    if any(row["pieces"] for row in found["truncation"]):
+        yield _truncation_table(found)
+    else:
+        yield "no piece is long enough to truncate its history"
+    if found["krcu"]["bins"]:
+        yield _reset_table(found)
+    else:
+        yield f"no piece is longer than {found['krcu']['reset_at']:,} tokens: no KRCU"
+
+
+def _overall_table(found: Mapping[str, Any]) -> Table:
+    schedule = found["schedule"]
+    title = (
+        f"{found['tokens']:,} tokens of {found['pieces']} pieces: {found['notes']:,} notes, "
+        f"{found['seconds'] / 60:,.1f} minutes of music\n"
+        f"{schedule['name']}: {compact(schedule['horizons'])} = {schedule['budget_tokens']:,} tokens, "
+        f"{size(found['state_bytes'])} of recurrent state"
+    )
+    table = _table(
+        "perplexity", "mean over pieces", "nats per token", "per note", "per second of music", title=title
+    )
+    keys = ("perplexity", "per_piece_mean", "nats_per_token", "nats_per_note", "nats_per_second")
+    table.add_row(*(_number(found[key], ".4f") for key in keys))
+    return table
+
+
+def _nll_table(found: Mapping[str, Any]) -> Table:
+    table = _table("position", "tokens", "nats per token", "perplexity")
+    for row in found["by_position"]:
+        table.add_row(
+            _span(row["from"], row["to"]),
+            f"{row['tokens']:,}",
+            _number(row["nats_per_token"], ".4f"),
+            _number(row["perplexity"], ".4f"),
+        )
+    return table
+
+
+def _truncation_table(found: Mapping[str, Any]) -> Table:
+    windows = sorted({row["window"] for row in found["truncation"]})
+    title = f"the last {', '.join(f'{window:,}' for window in windows)} tokens of long pieces"
+    table = _table("history kept", "pieces", "nats per token", "whole history", "increase", title=title)
+    for row in found["truncation"]:
+        table.add_row(
+            f"{row['retain']:,}",
+            str(row["pieces"]),
+            _number(row["nats_per_token"], ".4f"),
+            _number(row["full_nats_per_token"], ".4f"),
+            _change(row["increase"]),
+        )
+    return table
+
+
+def _reset_table(found: Mapping[str, Any]) -> Table:
+    krcu = found["krcu"]
+    pieces = f"{krcu['pieces']} piece{'' if krcu['pieces'] == 1 else 's'}"
+    title = f"state reset after {krcu['reset_at']:,} tokens of {pieces}: KRCU {_change(krcu['auc'])}"
+    table = _table("position", "tokens", "increase in nats per token", title=title)
+    for row in krcu["bins"]:
+        table.add_row(_span(row["from"], row["to"]), f"{row['tokens']:,}", _change(row["increase"]))
+    return table
+
+
 def size(count: int) -> str:
     """Bytes for people: 1 MB = 1,000,000 bytes."""
     return f"{count / 1e6:.2f} MB"
@@ -85,7 +156,22 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
         "kl_max": ".1e",
         "top1_agreement": ".4f",
     }
-    return ["–" if figures[key] is None else format(figures[key], spec) for key, spec in formats.items()]
+    return [_number(figures[key], spec) for key, spec in formats.items()]
+
+
+def _number(value: float | None, spec: str) -> str:
+    """A dash for what is not known."""
+    return "–" if value is None else format(value, spec)
+
+
+def _change(value: float | None) -> str:
+    """In nats; what rounds to zero has no sign."""
+    shown = _number(value, "+.5f")
+    return shown[1:] if shown in ("+0.00000", "-0.00000") else shown
+
+
+def _span(start: int, stop: int | None) -> str:
+    return f"{start:,} – " + ("…" if stop is None else f"{stop:,}")
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
