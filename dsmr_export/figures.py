@@ -357,7 +357,9 @@ def _legend(
 ) -> None:
     handles, names = axes.get_legend_handles_labels()
     labels = [f"{name} ({notes[name]})" if notes and name in notes else name for name in names]
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=8)
+    fitting = 118 // (8 + max(map(len, labels)))  # letters in a line of this size, and a marker's worth
+    columns = max(1, min(3, fitting, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _from_zero(axes: Axes) -> None:
