@@ -5,7 +5,6 @@ So a run that was killed, or that goes on with another number of workers, deals 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Sequence
 from typing import Any
@@ -31,12 +30,9 @@ class PieceSource:
         """Tokens that are predicted in each piece as it is, int64 [N]."""
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """SHA-256 over the pieces' names and tokens."""
-        digest = hashlib.sha256()
-        for piece in self.pieces:
-            digest.update(piece.name.encode() + b"\0" + piece.ids.tobytes() + b"\0")
-        return digest.hexdigest()
+        return data.Corpus(list(self.pieces), []).fingerprint
 
     def epoch(self, draw: int) -> int:
         return draw // len(self.pieces)

@@ -60,7 +60,8 @@ class Workers:
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        with noticing_the_dead():
+            dist.all_reduce(total)
         return [float(value) for value in total]
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -72,7 +73,8 @@ class Workers:
             return tensor.detach().cpu()
         own = tensor.detach().contiguous().to(self.device)
         parts = [torch.empty_like(own) for _ in range(self.count)] if self.leads else None
-        dist.gather(own, parts)
+        with noticing_the_dead():
+            dist.gather(own, parts)
         return torch.cat([part.cpu() for part in parts]) if parts else own
 
     @contextmanager
@@ -95,9 +97,24 @@ class Workers:
             raise TrainingError(f"the workers do not see the same {what}: give all machines the same --data")
 
 
-def restarted() -> bool:
-    """Whether torchrun started this process again after a worker died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+@contextmanager
+def noticing_the_dead() -> Iterator[None]:
+    """Raises TrainingError where the talk with the other workers breaks off."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"another worker is gone ({reason}): what was saved is whole, go on from it with --resume "
+            "(torchrun --max-restarts does so by itself)"
+        ) from error
+
+
+def restarts() -> int:
+    """How many times torchrun started the workers again because one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -118,7 +135,12 @@ def join(device: str) -> Iterator[Workers]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # torchrun keeps its store over a restart, and in it the addresses of the workers that are no more
+    # (torch 2.13: gloo then gives up with "connection refused"); each start gets keys of its own.
+    store, rank, count = next(dist.rendezvous("env://"))
+    own_keys = dist.PrefixStore(f"start-{restarts()}", store)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own_keys, rank=rank, world_size=count)
     try:
         yield Workers(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
     finally:

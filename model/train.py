@@ -73,7 +73,7 @@ def train(
         validation = data.Corpus(_evenly(held_out.pieces, config.validation_pieces), held_out.skipped)
         about = BUNDLED_DATA if data_path is None else {"data": data_path.resolve().name}
         trainer = Trainer(config, out, training.pieces, tokenizer, workers, about)
-        workers.require_same(trainer.source.identity, "pieces")
+        workers.require_same(trainer.source.fingerprint, "pieces")
         if saved is not None:
             trainer.load(*saved)
         elif init is not None:
@@ -103,7 +103,7 @@ def _find_saved(
     exists = (out / run_folder.TRAINING).exists()
     if resume:
         return run_folder.read_saved(out)
-    if exists and distributed.restarted():
+    if exists and distributed.restarts():
         saved = run_folder.read_saved(out)
         if not config.differences(TrainConfig(**json.loads(saved[1]["config"]))):
             return saved  # this very run, of which a worker died
@@ -160,7 +160,7 @@ def _facts(
         "horizons": list(schedule.horizons),
         "state_bytes": schedule.budget_tokens * network.config.kv_bytes_per_token,
         "pieces": {
-            "fingerprint": trainer.source.identity,
+            "fingerprint": trainer.source.fingerprint,
             "limit": limit,
             "train": len(training.pieces),
             "train_tokens": training.tokens,

@@ -22,7 +22,7 @@ from dsmr_export.model import checkpoint, data, run_folder
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.dealing import Dealer, PieceSource
-from dsmr_export.model.distributed import Workers
+from dsmr_export.model.distributed import Workers, noticing_the_dead
 from dsmr_export.model.evaluate import evaluate
 from dsmr_export.model.lanes import IGNORE, Batch, Ids, Lanes
 from dsmr_export.model.network import DSMR, RecurrentState
@@ -179,7 +179,7 @@ class Trainer:
         metadata = {
             "format": run_folder.FORMAT,
             "config": json.dumps(asdict(self.config)),
-            "data": self.source.identity,
+            "data": self.source.fingerprint,
             "pieces": str(len(self.source.pieces)),
             "tokenizer": self._tokenizer_digest(),
             "meter": json.dumps(asdict(self.meter)),
@@ -197,7 +197,7 @@ class Trainer:
                 f"{self.out} was trained with another tokenizer ({self.out / 'last' / 'tokenizer.json'}): "
                 "resume with the version of miditok and dsmr-export in its run.json"
             )
-        if metadata.get("data") != self.source.identity:
+        if metadata.get("data") != self.source.fingerprint:
             raise TrainingError(
                 f"{self.out} was trained on other pieces: {metadata.get('pieces')} when it began, "
                 f"{len(self.source.pieces)} now, or their content changed; resume with the --data and "
@@ -278,7 +278,8 @@ class Trainer:
         """Says which options to turn when memory runs out, or torch.compile cannot be had."""
         config = self.config
         try:
-            yield
+            with noticing_the_dead():
+                yield
         except (RuntimeError, MemoryError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -17,47 +16,18 @@ from safetensors.torch import load_file, save_file
 from dsmr_export.errors import OutputError, OutputExistsError, TrainingError
 from dsmr_export.model import checkpoint, data, run_folder
 from dsmr_export.model import tokenizer as tokens
-from dsmr_export.model.dealing import PieceSource
 from dsmr_export.model.evaluate import evaluate
 from dsmr_export.model.train import train
 from dsmr_export.model.train_config import TrainConfig
 from dsmr_export.model.trainer import Meter, Trainer
-from dsmr_export.runtime import midi
-from dsmr_export.runtime.performance import Note
+from tests.training_runs import log_of, tiny, write_scales
 
 TOKENIZER = tokens.default_tokenizer()
-TINY: dict[str, Any] = {
-    "schedule": "12,5",
-    "budget": 17,
-    "layers": 2,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 16,
-    "d_model": 16,
-    "d_ff": 24,
-    "lanes": 2,
-    "segment": 16,
-    "warmup_steps": 4,
-    "learning_rate": 1e-2,
-    "save_every": 4,
-}
-
-
-def tiny(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{**TINY, "steps": 8, **changes})
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four scales to train on and one to validate with, as a folder with a split."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rows = ["split,midi_filename"]
-    for index, split in enumerate(["train"] * 4 + ["validation"]):
-        scale = [Note(20 * i, 20 * i + 15, 55 + (5 * index + 2 * i) % 20, 64) for i in range(12)]
-        midi.write_midi(scale, folder / f"{index}.mid")
-        rows.append(f"{split},{index}.mid")
-    (folder / "split.csv").write_text("\n".join(rows) + "\n")
-    return folder
+    return write_scales(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +41,6 @@ def trainer(config: TrainConfig, out: Path, pieces: list[data.TokenizedPiece]) -
 
 def run(config: TrainConfig, out: Path, corpus: Path, resume: bool = False) -> Meter:
     return train(config, out, corpus, resume=resume, console=Console(quiet=True))
-
-
-def log_of(out: Path) -> list[dict[str, str]]:
-    with (out / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_loss_goes_down(corpus: Path, tmp_path: Path) -> None:
@@ -322,41 +287,6 @@ def test_an_output_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=r"file/run: cannot be written .*choose another --out"):
         run(tiny(), tmp_path / "file" / "run", corpus)
-
-
-# Order and augmentation
-
-
-def test_draws_follow_from_the_seed_alone(pieces: list[data.TokenizedPiece]) -> None:
-    one, two = (PieceSource(pieces, TOKENIZER, tiny(seed=3)) for _ in range(2))
-    first = [one.draw(n).tolist() for n in range(8)]
-    assert first == [two.draw(n).tolist() for n in reversed(range(8))][::-1]  # whatever was drawn before
-    other = PieceSource(pieces, TOKENIZER, tiny(seed=4))
-    assert first != [other.draw(n).tolist() for n in range(8)]
-    assert first[:4] != first[4:]  # another epoch: another order, other keys
-
-
-def test_every_piece_once_an_epoch(pieces: list[data.TokenizedPiece]) -> None:
-    source = PieceSource(pieces, TOKENIZER, tiny(transpose=0, tempo=0.0, velocity=0))
-    plain = sorted(piece.ids.tolist() for piece in pieces)
-    for epoch in range(3):
-        assert sorted(source.draw(4 * epoch + n).tolist() for n in range(4)) == plain
-        assert [source.epoch(4 * epoch + n) for n in range(4)] == [epoch] * 4
-
-
-def test_augmentation_stays_in_its_bounds_and_uses_them(pieces: list[data.TokenizedPiece]) -> None:
-    """Against the plain piece: how far the first note moved, and how much longer the whole became."""
-    source = PieceSource(pieces[:1], TOKENIZER, tiny(transpose=2, tempo=0.25))
-    plain = pieces[0].performance
-    table = tokens.event_table(TOKENIZER)["tokens"]
-    moves, factors = set(), []
-    for n in range(60):
-        drawn = [table[token] for token in source.draw(n).tolist()]
-        first = next(entry["value"] for entry in drawn if entry["kind"] == "on")
-        moves.add(first - int(plain[0, 2]))
-        factors.append(sum(e["value"] for e in drawn if e["kind"] == "shift") / int(plain[:, 1].max()))
-    assert moves == {-2, -1, 0, 1, 2}
-    assert 1 / 1.25 - 0.01 < min(factors) < 0.85 and 1.18 < max(factors) < 1.25 + 0.01
 
 
 def test_the_learning_rate_warms_up_and_comes_down(pieces: list[data.TokenizedPiece], tmp_path: Path) -> None:
