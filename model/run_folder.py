@@ -121,6 +121,13 @@ def read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def clear_leftovers(out: Path) -> None:
+    """Removes the temporary files of a process that was killed while it wrote."""
+    for folder in (out, out / "best", out / "last"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
     """Turns what the disk says into OutputError."""

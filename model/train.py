@@ -203,6 +203,7 @@ def _run(
     out = trainer.out
     with run_folder.writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        run_folder.clear_leftovers(out)
         run_folder.write_facts(out, facts, start)
         with (
             _signals() as stop,
