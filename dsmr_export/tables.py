@@ -106,10 +106,11 @@ def _overall_table(found: Mapping[str, Any]) -> Table:
 
 
 def _nll_table(found: Mapping[str, Any]) -> Table:
-    table = _table("position", "tokens", "nats per token", "perplexity")
+    table = _table("position", "pieces", "tokens", "nats per token", "perplexity")
     for row in found["by_position"]:
         table.add_row(
             _span(row["from"], row["to"]),
+            str(row["pieces"]),
             f"{row['tokens']:,}",
             _number(row["nats_per_token"], ".4f"),
             _number(row["perplexity"], ".4f"),
@@ -135,10 +136,12 @@ def _truncation_table(found: Mapping[str, Any]) -> Table:
 def _reset_table(found: Mapping[str, Any]) -> Table:
     krcu = found["krcu"]
     pieces = f"{krcu['pieces']} piece{'' if krcu['pieces'] == 1 else 's'}"
-    title = f"state reset after {krcu['reset_at']:,} tokens of {pieces}: KRCU {_change(krcu['auc'])}"
+    title = f"state reset after {krcu['reset_at']:,} tokens, {pieces}"
     table = _table("position", "tokens", "increase in nats per token", title=title)
     for row in krcu["bins"]:
         table.add_row(_span(row["from"], row["to"]), f"{row['tokens']:,}", _change(row["increase"]))
+    table.add_section()
+    table.add_row("KRCU: mean of these", "", _change(krcu["auc"]))
     return table
 
 

@@ -50,18 +50,22 @@ class Evaluation:
         return float(np.mean([np.exp(piece.mean()) for piece in self.nll]))
 
     def by_position(self) -> list[dict[str, Any]]:
-        """Rows {from, to, tokens, nats_per_token, perplexity}, one for each bin of `metrics.position_bins`.
+        """Rows {from, to, pieces, tokens, nats_per_token, perplexity}, one for each bin of positions
+        (`metrics.position_bins`).
 
         Positions count a piece's tokens from 0, the first after BOS; a bin holds from … to - 1, and the last
-        one has no end (to is None). Bins without tokens are left out.
+        one has no end (to is None). Bins without tokens are left out. pieces is how many reach into the bin:
+        the later bins are of the longer pieces alone, so a row differs from another by its music, too.
         """
         rows = []
         for start, stop in position_bins():
-            tokens = np.concatenate([piece[start:stop] for piece in self.nll])
-            if len(tokens):
+            parts = [piece[start:stop] for piece in self.nll if len(piece) > start]
+            if parts:
+                tokens = np.concatenate(parts)
                 mean = float(tokens.mean())
-                figures = {"tokens": len(tokens), "nats_per_token": mean, "perplexity": float(np.exp(mean))}
-                rows.append({"from": start, "to": stop, **figures})
+                counts = {"pieces": len(parts), "tokens": len(tokens)}
+                row = {**counts, "nats_per_token": mean, "perplexity": float(np.exp(mean))}
+                rows.append({"from": start, "to": stop, **row})
         return rows
 
 

@@ -47,9 +47,8 @@ def test_json_has_every_figure(tiny_checkpoint: Path, long_piece: Path) -> None:
     assert set(found) == KEYS
     assert found["pieces"] == 1 and found["tokens"] > 9216
     assert sum(row["tokens"] for row in found["by_position"]) == found["tokens"]
-    assert all(
-        set(row) == {"from", "to", "tokens", "nats_per_token", "perplexity"} for row in found["by_position"]
-    )
+    figures = {"from", "to", "pieces", "tokens", "nats_per_token", "perplexity"}
+    assert all(set(row) == figures and row["pieces"] == 1 for row in found["by_position"])
     nats = found["nats_per_token"] * found["tokens"]
     assert found["nats_per_note"] * found["notes"] == pytest.approx(nats)
     assert found["nats_per_second"] * found["seconds"] == pytest.approx(nats)

@@ -97,6 +97,7 @@ def test_bins_by_position() -> None:
     edges = [0, 1024, 4096, 8192, 16384, 24576, 32768]
     assert [(row["from"], row["to"]) for row in rows] == list(zip(edges, [*edges[1:], None], strict=True))
     assert [row["tokens"] for row in rows] == [2048, 3073, 4096, 8192, 8192, 8192, 40000 - 32768]
+    assert [row["pieces"] for row in rows] == [2, 2, 1, 1, 1, 1, 1]
     assert rows[0]["nats_per_token"] == pytest.approx((2.0 + 1023 / 2 / 40000) / 2)
     assert rows[1]["nats_per_token"] == pytest.approx((2.0 + sum(range(1024, 4096)) / 40000) / 3073)
     assert rows[-1]["nats_per_token"] == pytest.approx((32768 + 39999) / 2 / 40000)
