@@ -71,7 +71,8 @@ def test_tables_and_pictures(tiny_checkpoint: Path, long_piece: Path, tmp_path: 
         "70,5,1 = 76 tokens",
         "8,192 – 16,384",
         "history kept",
-        "1 piece: KRCU",
+        "tokens, 1 piece",
+        "KRCU: mean of these",
     ):
         assert words in result.stdout
     assert sorted(path.name for path in (tmp_path / "new" / "plots").iterdir()) == sorted(PICTURES)
