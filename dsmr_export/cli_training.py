@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from dsmr_export import schedule as schedules
 from dsmr_export.corpus import SPLITS
+from dsmr_export.errors import DsmrError
 from dsmr_export.options import (
     PATH,
     comma_list,
@@ -164,35 +165,57 @@ def evaluate(
 @click.option("--eval-limit", type=click.IntRange(1), help="Only the first N pieces of each judged split.")
 @click.option(
     "--only",
-    type=click.Choice(["train"]),
-    help="One stage alone.  [default: what is not done of all of them]",
+    type=click.Choice(["train", "evaluate", "measure", "report"]),
+    help="One stage alone; a report says what is missing.  [default: what is not done of all of them]",
 )
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @train_options_but("schedule", "seed", "minutes")
+@json_option
 @click.pass_context
-def study(context: click.Context, out: Path, only: str | None, device: str | None, **options: Any) -> None:
+def study(
+    context: click.Context, out: Path, only: str | None, device: str | None, as_json: bool, **options: Any
+) -> None:
     """Train schedules of equal state bytes with several seeds, judge all of them, and write one table.
 
-    Run again, it goes on where it stopped; options that are left out are then those of its start.
+    Run again, it goes on where it stopped; options that are left out are then those of its start. A run that
+    breaks down is reported, the others go on, and the exit code is 1.
 
     \b
     Example:
       dsmr study --data maestro-v3.0.0-midi.zip --out studies/first --steps 4000
-      dsmr study --out studies/first
+      dsmr study --out studies/first --only report
       dsmr study --out studies/second --steps 300 --schedule two_scale --schedule full@kv_heads=1 --seeds 0
     """
     require("torch", "train")
+    require("matplotlib", "train")
     import torch
 
+    from dsmr_export import tables
     from dsmr_export.model import study as studies
-    from dsmr_export.model import study_plan
+    from dsmr_export.model import study_output, study_plan, study_report
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     default = ParameterSource.DEFAULT
     given = {k: v for k, v in options.items() if context.get_parameter_source(k) is not default}
     asked = study_plan.settle(out, given)
     studies.prepare(asked, out)
-    studies.train(asked, out, device, stderr(), command_line())
+    if only in (None, "train"):
+        studies.train(asked, out, device, stderr(), command_line())
+    if only in (None, "evaluate"):
+        studies.evaluate(asked, out, device, stderr())
+    if only in (None, "measure"):
+        studies.measure(asked, out, device)
+    found = study_report.collect(asked, out)
+    study_output.write(asked, found, out)
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(tables.study_table(found))
+        for sentence in (*found["warnings"], *found["missing"]):
+            stderr().print(sentence, soft_wrap=True)
+        stderr().print(f"{out / 'study.md'}", soft_wrap=True)
+    if found["failed"]:
+        raise DsmrError("; ".join(found["failed"]))
 
 
 def pieces_through_miditok(

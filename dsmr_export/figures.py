@@ -11,10 +11,12 @@ readers, and markers and dashes help where there is no colour.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -238,6 +240,81 @@ def schedule_picture(evaluations: Evaluations, columns: int = 4) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class Quality:
+    """One point of `quality_against_state`. spread: of the perplexity over seeds, None of one seed."""
+
+    schedule: str
+    state_bytes: int
+    perplexity: float
+    spread: float | None = None
+
+
+@styled
+def quality_against_state(points: Mapping[str, Quality], title: str, budget_bytes: int) -> Figure:
+    """name -> perplexity over the bytes of its recurrent state, with the spread over seeds as error bars.
+
+    Points of (nearly) the same bytes stand side by side, in their order, around where they belong; a line
+    marks the budget.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, axes = panel(title)
+    figure.set_figheight(4.6)
+    looked = looks({name: point.schedule for name, point in points.items()})
+    places = _side_by_side({name: point.state_bytes for name, point in points.items()})
+    axes.axvline(budget_bytes, color=INK, linewidth=0.8, linestyle=DASHES[2], zorder=0)
+    for name, point in points.items():
+        look = looked[name]
+        axes.errorbar(
+            places[name],
+            point.perplexity,
+            yerr=point.spread,
+            color=look.colour,
+            marker=look.marker,
+            markerfacecolor=look.fill,
+            markersize=7,
+            capsize=3,
+            linestyle="none",
+            label=name,
+        )
+    axes.set_xscale("log")
+    ticks = sorted({budget_bytes, *(point.state_bytes for point in points.values())})
+    apart = [tick for tick, after in pairwise([*ticks, 2 * ticks[-1]]) if after > tick * (1 + SAME)]
+    axes.set_xticks(apart)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.3g} MB"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
+    low, high = min(*places.values(), budget_bytes), max(*places.values(), budget_bytes)
+    axes.set_xlim(low / 1.3, high * 1.3)
+    axes.set_xlabel("recurrent state of one stream in fp32; side by side: the same bytes")
+    axes.set_ylabel("perplexity per token")
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+SAME = 0.02
+"""Amounts of state that differ by less than this share are the same: a schedule rounds its horizons down."""
+
+
+def _side_by_side(amounts: Mapping[str, int], step: float = 1.06) -> dict[str, float]:
+    """Where on a logarithmic axis each name is drawn: those of one amount around it, `step` times apart."""
+    groups: list[list[str]] = []
+    for name in sorted(amounts, key=amounts.__getitem__):
+        if groups and amounts[name] <= amounts[groups[-1][0]] * (1 + SAME):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    order = list(amounts)
+    places = {}
+    for group in groups:
+        centre = sum(amounts[name] for name in group) / len(group)
+        for index, name in enumerate(sorted(group, key=order.index)):
+            places[name] = centre * step ** (index - (len(group) - 1) / 2)
+    return places
+
+
 @styled
 def draw_schedule(
     axes: Axes, title: str, horizons: Sequence[int], longest: int, colour: str, labelled: bool = True
@@ -291,11 +368,17 @@ def panel(title: str) -> tuple[Figure, Axes]:
 
 @styled
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.png and NAME.svg into the folder. Raises OutputError if that cannot be."""
+    """Writes NAME.png and NAME.svg into the folder, each whole or not at all. Raises OutputError."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     try:
         for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                figure.savefig(unfinished, metadata=metadata, format=path.suffix[1:])
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
     return paths

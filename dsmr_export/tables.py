@@ -89,6 +89,45 @@ def evaluation_tables(found: Mapping[str, Any]) -> Iterator[Table | str]:
         yield f"no piece is longer than {found['krcu']['reset_at']:,} tokens: no KRCU"
 
 
+def study_table(found: Mapping[str, Any]) -> Table:
+    """What `model.study_report.collect` found, as much as fits: one row a schedule."""
+    splits = found["splits"]
+    title = f"{found['budget_bytes']:,} bytes of recurrent state, seeds {', '.join(map(str, found['seeds']))}"
+    table = _table(
+        "schedule",
+        "state",
+        *(f"perplexity\n{split}" for split in splits),
+        *(f"KRCU\n{split}" for split in splits[-1:]),
+        "tokens/s\n(ratio)",
+        "peak\nmemory",
+        title=title,
+    )
+    for row in found["schedules"]:
+        table.add_row(
+            row["schedule"] + ("*" if row["over_budget"] else ""),
+            size(row["state_bytes"]),
+            *(mean_and_spread(row["splits"][split]["perplexity"], ".3f") for split in splits),
+            *(unsigned_zero(number(row["splits"][split]["krcu"]["mean"], "+.4f")) for split in splits[-1:]),
+            speed(row),
+            "–" if row["peak_bytes"] is None else size(row["peak_bytes"]),
+        )
+    if any(row["over_budget"] for row in found["schedules"]):
+        table.caption = "* over the budget"
+    return table
+
+
+def mean_and_spread(found: Mapping[str, Any], spec: str) -> str:
+    """As in 5.962 ± 0.013; without the spread where there is one seed only."""
+    shown = unsigned_zero(number(found["mean"], spec))
+    return shown if found["spread"] is None else f"{shown} ± {found['spread']:{spec.lstrip('+')}}"
+
+
+def speed(row: Mapping[str, Any]) -> str:
+    """Tokens per second, and their ratio to those of the first schedule."""
+    shown = number(row["tokens_per_s"], ",.0f")
+    return shown if row["speed_ratio"] is None else f"{shown} ({row['speed_ratio']:.2f})"
+
+
 def _overall_table(found: Mapping[str, Any]) -> Table:
     schedule = found["schedule"]
     title = (
@@ -101,7 +140,7 @@ def _overall_table(found: Mapping[str, Any]) -> Table:
         "perplexity", "mean over pieces", "nats per token", "per note", "per second of music", title=title
     )
     keys = ("perplexity", "per_piece_mean", "nats_per_token", "nats_per_note", "nats_per_second")
-    table.add_row(*(_number(found[key], ".4f") for key in keys))
+    table.add_row(*(number(found[key], ".4f") for key in keys))
     return table
 
 
@@ -112,8 +151,8 @@ def _nll_table(found: Mapping[str, Any]) -> Table:
             _span(row["from"], row["to"]),
             str(row["pieces"]),
             f"{row['tokens']:,}",
-            _number(row["nats_per_token"], ".4f"),
-            _number(row["perplexity"], ".4f"),
+            number(row["nats_per_token"], ".4f"),
+            number(row["perplexity"], ".4f"),
         )
     return table
 
@@ -126,8 +165,8 @@ def _truncation_table(found: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{row['retain']:,}",
             str(row["pieces"]),
-            _number(row["nats_per_token"], ".4f"),
-            _number(row["full_nats_per_token"], ".4f"),
+            number(row["nats_per_token"], ".4f"),
+            number(row["full_nats_per_token"], ".4f"),
             _change(row["increase"]),
         )
     return table
@@ -159,18 +198,22 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
         "kl_max": ".1e",
         "top1_agreement": ".4f",
     }
-    return [_number(figures[key], spec) for key, spec in formats.items()]
+    return [number(figures[key], spec) for key, spec in formats.items()]
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
     """A dash for what is not known."""
     return "–" if value is None else format(value, spec)
 
 
 def _change(value: float | None) -> str:
-    """In nats; what rounds to zero has no sign."""
-    shown = _number(value, "+.5f")
-    return shown[1:] if shown in ("+0.00000", "-0.00000") else shown
+    """In nats."""
+    return unsigned_zero(number(value, "+.5f"))
+
+
+def unsigned_zero(shown: str) -> str:
+    """What rounds to zero has no sign."""
+    return shown[1:] if shown[0] in "+-" and not shown.strip("+-0.") else shown
 
 
 def _span(start: int, stop: int | None) -> str:

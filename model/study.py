@@ -8,7 +8,8 @@
     SCHEDULE-seedN/                 one training run each (model/run_folder.py)
       failure.json                  why it broke down, if it did
       evaluation-SPLIT.json         figures of its best checkpoint on that split
-    profile.json                    speed and memory, measured side by side
+    profile.json                    speed and memory of training, measured side by side
+    study.md study.csv runs.csv     the comparison (model/study_report.py), and plots/SPLIT/
 
 Every stage goes on where it stopped: a finished run is recognised, one that was interrupted is resumed, an
 evaluation is kept as long as checkpoint, data and limit are those it was made with.
@@ -22,21 +23,26 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
-from dsmr_export import corpus
+from dsmr_export import bench, corpus
 from dsmr_export.errors import FailedRunError, TrainingError
-from dsmr_export.model import checkpoint, run_folder
+from dsmr_export.model import checkpoint, data, distributed, history, profile, run_folder
+from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model import train as training
 from dsmr_export.model.study_plan import Run, Study
 from dsmr_export.model.train_config import TrainConfig
+from dsmr_export.progress import stages
+from dsmr_export.runtime.bundle import file_sha256
 
-FAILURE = "failure.json"
+FAILURE, PROFILE = "failure.json", "profile.json"
+EVALUATION_FORMAT = 1
+"""Raise it when the figures of `history.judge` change their meaning: kept ones are then made anew."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,112 @@ def train(study: Study, out: Path, device: str, console: Console, command: str |
             with run_folder.writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 checkpoint.write_json(folder / FAILURE, {"reason": str(error)})
+
+
+def evaluate(study: Study, out: Path, device: str, console: Console) -> None:
+    """Judges the best checkpoint of every finished run on every split, as far as that is not done.
+
+    Raises what `history.judge` and `data.load` raise.
+    """
+    finished = [run for run in study.runs() if progress(run, out / run.name).state == "finished"]
+    with distributed.join(device) as here:
+        for split in study.eval_splits if finished else ():
+            pieces = data.load(study.data, split, tokens.default_tokenizer(), limit=study.eval_limit)
+            for run in finished:
+                folder, title = out / run.name, f"{run.entry.text}, seed {run.seed}"
+                known = evaluation(study, folder, split)
+                if known is None or known["data"]["fingerprint"] != pieces.fingerprint:
+                    source = checkpoint.load(folder / "best")
+                    with stages("tokens") as told:
+                        figures = history.judge(source, pieces.pieces, device=str(here.device), progress=told)
+                    about = {"name": study.data_name, "split": split, "fingerprint": pieces.fingerprint}
+                    known = {
+                        "format": EVALUATION_FORMAT,
+                        "checkpoint": source.sha256,
+                        "data": {**about, "limit": study.eval_limit},
+                        "made_with": made_with(device),
+                        "figures": figures,
+                    }
+                    checkpoint.write_json(_evaluation_file(folder, split), known)
+                shown = known["figures"]["perplexity"]
+                console.print(f"{title}: {split} perplexity {shown:.4f}", markup=False, highlight=False)
+
+
+def evaluation(study: Study, folder: Path, split: str) -> dict[str, Any] | None:
+    """What `evaluate` kept of a run; None if there is nothing, or it is of another checkpoint or limit.
+
+    Keys: checkpoint (sha256 of its weights), data {name, split, fingerprint, limit}, made_with, and figures,
+    which are those of `history.judge`.
+    """
+    try:
+        known = json.loads(_evaluation_file(folder, split).read_text(encoding="utf-8"))
+        fits = (
+            known["format"] == EVALUATION_FORMAT
+            and known["checkpoint"] == file_sha256(folder / "best" / checkpoint.WEIGHTS)
+            and known["data"]["limit"] == study.eval_limit
+            and known["data"]["name"] == study.data_name
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is made anew
+        return None
+    return dict(known) if fits else None
+
+
+def measure(study: Study, out: Path, device: str) -> None:
+    """Measures speed and memory of every schedule's training beside the others', unless that is done.
+
+    In the runs themselves they could not be compared: each has its own hours on a machine that does other
+    things too. Raises what `profile.compare` raises.
+    """
+    known = _read_profile(out)
+    configs = {entry.text: entry.config(study.base, study.seeds[0]) for entry in study.entries}
+    asked = {name: _cost(config) for name, config in configs.items()}
+    if known is not None and known["configs"] == asked and known["made_with"]["device"] == device:
+        return
+    with stages("turns") as told:
+        found = profile.compare(configs, device, progress=lambda done, total: told("measuring", done, total))
+    checkpoint.write_json(
+        out / PROFILE, {"configs": asked, "made_with": made_with(device), "schedules": found}
+    )
+
+
+def measured(study: Study, out: Path) -> dict[str, Any] | None:
+    """What `measure` kept: {made_with, schedules: what `profile.compare` found for each}.
+
+    None if it is of other schedules or options.
+    """
+    known = _read_profile(out)
+    asked = {entry.text: _cost(entry.config(study.base, 0)) for entry in study.entries}
+    return known if known is not None and known["configs"] == asked else None
+
+
+def _cost(config: TrainConfig) -> dict[str, Any]:
+    """The options that speed and memory may depend on."""
+    without = ("steps", "minutes", "seed", "save_every")
+    return {name: value for name, value in asdict(config).items() if name not in without}
+
+
+def _read_profile(out: Path) -> dict[str, Any] | None:
+    try:
+        known = json.loads((out / PROFILE).read_text(encoding="utf-8"))
+        return dict(known) if {"configs", "made_with", "schedules"} <= known.keys() else None
+    except (OSError, ValueError, AttributeError):  # absent or damaged: it is made anew
+        return None
+
+
+def made_with(device: str) -> dict[str, Any]:
+    """Versions, git revision and machine, for what is written about a result."""
+    machine = bench.machine()
+    return {
+        "versions": run_folder.versions(),
+        "git": run_folder.git_revision(),
+        "processor": machine["processor"],
+        "cores": machine["cores"],
+        "device": device,
+    }
+
+
+def _evaluation_file(folder: Path, split: str) -> Path:
+    return folder / f"evaluation-{split}.json"
 
 
 def progress(run: Run, folder: Path) -> Progress:
