@@ -12,7 +12,8 @@ segments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -21,6 +22,11 @@ from torch.nn import functional as F
 
 from dsmr_export.model import lowering
 from dsmr_export.model.config import ModelConfig
+
+BLOCK, LONG_BLOCK, LONG = 64, 128, 1024
+"""Queries that are attended together, and the horizon from which on it is LONG_BLOCK: measured, see
+docs/decisions.md.
+"""
 
 LayerState = tuple[Tensor, Tensor]
 """Keys and values of one layer, [B, kv_heads, M, D] each, keys already rotated."""
@@ -60,11 +66,15 @@ class Windows:
 
     cos, sin: [B or 1, 1, S, D/2], angles of this segment's absolute positions.
     past_length: int64 [B], tokens consumed before it.
+    ages: the same as plain numbers, where reading them costs nothing; None elsewhere.
     """
 
     cos: Tensor
     sin: Tensor
     past_length: Tensor
+    ages: list[int] | None = None
+    bands: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Masks that lanes, blocks and layers share (`_band`), by block and horizon."""
 
 
 def rope_tables(position: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -97,14 +107,13 @@ def windowed_attention(
         part.unflatten(-1, (-1, width)).transpose(1, 2)
         for part in qkv.split((heads * width, kv_heads * width, kv_heads * width), dim=-1)
     )
-    q, k = rotate(q, windows.cos, windows.sin), rotate(k, windows.cos, windows.sin)
-    keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-    block = max(64, horizon)
-    if not torch.compiler.is_exporting() and q.shape[2] > block:
-        attended = _attend_blocks(q, keys, values, windows.past_length, horizon, block)
+    # Under autocast the tables are wider than the products: rotated in their width, kept in that of v.
+    q, k = (rotate(part, windows.cos, windows.sin).to(v.dtype) for part in (q, k))
+    keys, values = (torch.cat((old.to(v.dtype), new), dim=2) for old, new in zip(past, (k, v), strict=True))
+    if torch.compiler.is_exporting():
+        attended = _attend(q, keys, values, _window_mask(q.shape[2], horizon, windows.past_length))
     else:
-        mask = _window_mask(q.shape[2], horizon, windows.past_length)
-        attended = _attend(q, keys, values, mask)
+        attended = _attend_blocks(q, keys, values, windows, horizon)
     # keys[:, :, -rows:] as a start index, which the exporter can express for any S
     start = keys.shape[2] - rows
     return attended.transpose(1, 2).flatten(2), (keys[:, :, start:], values[:, :, start:])
@@ -127,18 +136,60 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
-def _attend_blocks(
-    q: Tensor, keys: Tensor, values: Tensor, past_length: Tensor, horizon: int, block: int
+def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, windows: Windows, horizon: int) -> Tensor:
+    """As `_attend` over all keys, but each block of queries reads only the horizon + block keys it can see.
+
+    So no mask is larger than that. Where the lanes' ages are known, neighbours of one age go together, keys
+    from before their stream are left out instead of masked, and what is left of the mask is the same band for
+    all of them.
+    """
+    if windows.ages is None:
+        return _attend_lanes(q, keys, values, windows, horizon)
+    unread = [(rows, len(list(lanes))) for rows, lanes in groupby(max(0, horizon - n) for n in windows.ages)]
+    if len(unread) == 1:
+        return _attend_lanes(q, keys, values, windows, horizon, unread[0][0])
+    # split, not slices: its gradient is one concatenation, not a padded copy for each part
+    parts = zip(*(tensor.split([count for _, count in unread]) for tensor in (q, keys, values)), strict=True)
+    return torch.cat(
+        [_attend_lanes(*part, windows, horizon, rows) for part, (rows, _) in zip(parts, unread, strict=True)]
+    )
+
+
+def _attend_lanes(
+    q: Tensor, keys: Tensor, values: Tensor, windows: Windows, horizon: int, unread: int | None = None
 ) -> Tensor:
-    """As one call over all keys, but each block of queries reads only the horizon + block keys it can see."""
-    batch, _, length, _ = q.shape
-    parts = []
+    """unread: how many of the oldest rows are from before the stream; None: past_length says it, by lane."""
+    batch, heads, length, width = q.shape
+    kv_heads, block, parts = keys.shape[1], BLOCK if horizon < LONG else LONG_BLOCK, []
+    group = heads // kv_heads
     for start in range(0, length, block):
         size = min(block, length - start)
-        mask = _window_mask(size, horizon, past_length + start)
-        near = slice(start, start + horizon + size)
-        parts.append(_attend(q[:, :, start : start + size], keys[:, :, near], values[:, :, near], mask))
+        first, last = max(start, unread or 0), start + horizon + size
+        if unread is None:
+            mask = _window_mask(size, horizon, windows.past_length + start).repeat(1, 1, group, 1)
+        else:
+            mask = _band(windows, size, horizon, group, q)[:, first - start :]
+        # The heads that share keys become further queries of one head: no key is repeated.
+        folded = q[:, :, start : start + size].reshape(batch, kv_heads, -1, width)
+        attended = F.scaled_dot_product_attention(
+            folded,
+            keys[:, :, first:last],
+            values[:, :, first:last],
+            attn_mask=mask,
+        )
+        parts.append(attended.reshape(batch, heads, size, width))
     return torch.cat(parts, dim=2)
+
+
+def _band(windows: Windows, size: int, horizon: int, group: int, like: Tensor) -> Tensor:
+    """What the mask adds to the scores if no row is from before the stream: [group·size, horizon + size]."""
+    found = windows.bands.get((size, horizon))
+    if found is None:
+        ones = torch.ones(size, horizon + size, dtype=torch.bool, device=like.device)
+        outside = ~ones.triu().tril(horizon)
+        found = torch.zeros_like(ones, dtype=like.dtype).masked_fill(outside, -torch.inf).repeat(group, 1)
+        windows.bands[size, horizon] = found
+    return found
 
 
 class Layer(nn.Module):
@@ -198,14 +249,19 @@ class DSMR(nn.Module):
                     generator=generator,
                 )
 
-    def empty_state(self, batch: int = 1, position: int = 0) -> RecurrentState:
-        """State of a stream that has read nothing; `position` moves its origin."""
-        weight = self.embedding.weight
-        shape = (batch, self.config.kv_heads)
+    def empty_state(
+        self, batch: int = 1, position: int = 0, dtype: torch.dtype | None = None
+    ) -> RecurrentState:
+        """State of a stream that has read nothing; `position` moves its origin.
+
+        dtype: of keys and values, by default the weights'. Under autocast the network keeps a state in
+        autocast's dtype whatever it is given; to begin with that one saves the first, wider state.
+        """
+        weight, config = self.embedding.weight, self.config
         layers = [
             (
-                weight.new_zeros(*shape, h, self.config.head_dim),
-                weight.new_zeros(*shape, h, self.config.head_dim),
+                weight.new_zeros(batch, config.kv_heads, h, config.head_dim, dtype=dtype),
+                weight.new_zeros(batch, config.kv_heads, h, config.head_dim, dtype=dtype),
             )
             for h in self.horizons
         ]
@@ -222,7 +278,10 @@ class DSMR(nn.Module):
         cos, sin = rope_tables(
             position, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype
         )
-        logits, layers = self.run(input_ids, state.layers, Windows(cos[:, None], sin[:, None], state.length))
+        # A list that is read on the host: free on a CPU, a wait on a GPU, another graph for a compiler.
+        known = state.length.device.type == "cpu" and not torch.compiler.is_compiling()
+        windows = Windows(cos[:, None], sin[:, None], state.length, state.length.tolist() if known else None)
+        logits, layers = self.run(input_ids, state.layers, windows)
         consumed = input_ids.shape[1]
         return logits, RecurrentState(layers, state.position + consumed, state.length + consumed)
 

@@ -83,7 +83,8 @@ class Trainer:
         self.lanes = Lanes(
             self.source.draw, len(self.own), config.segment, lambda lane: self.dealer.take(self.own[lane])
         )
-        self.state = self.network.empty_state(len(self.own))
+        self.state_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.state = self.network.empty_state(len(self.own), dtype=self.state_dtype)
         self.meter = Meter()
 
     def progress(self) -> float:
@@ -213,7 +214,10 @@ class Trainer:
         own = slice(self.own.start, self.own.stop)
         state = {name: value[own].to(self.device) for name, value in _strip(tensors, "state.").items()}
         self.state = RecurrentState(
-            [(state[f"{layer}.key"], state[f"{layer}.value"]) for layer in range(self.config.layers)],
+            [
+                (state[f"{layer}.key"].to(self.state_dtype), state[f"{layer}.value"].to(self.state_dtype))
+                for layer in range(self.config.layers)
+            ],
             state["position"],
             state["length"],
         )
