@@ -74,11 +74,11 @@ class Entry:
         if re.match(r"full:.*\bcap=", self.schedule):
             budget = max(budget, schedules.build(self.schedule, base.layers).budget_tokens)
         config = replace(base, schedule=self.schedule, kv_heads=kv_heads, budget=budget, seed=seed)
-        build(config)
         try:
             model_config(config, vocab_size=1)
         except CheckpointError as error:
             raise TrainingError(f"schedule {self.text}: {error}") from error
+        build(config)
         return config
 
 
