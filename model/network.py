@@ -53,6 +53,16 @@ class RecurrentState:
     def detach(self) -> RecurrentState:
         return RecurrentState([(k.detach(), v.detach()) for k, v in self.layers], self.position, self.length)
 
+    def compact(self) -> RecurrentState:
+        """The same in memory of its own: what the network returns is the end of a longer tensor.
+
+        That one would stay whole beside the next segment's, and a compiled network would be compiled again
+        for its layout.
+        """
+        return RecurrentState(
+            [(k.contiguous(), v.contiguous()) for k, v in self.layers], self.position, self.length
+        )
+
     def reset(self, lanes: Tensor) -> RecurrentState:
         """The state with the lanes that a bool [B] marks emptied: their old rows stay, but are never read."""
         return RecurrentState(

@@ -241,9 +241,10 @@ class Trainer:
             nll = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
             )
-        self.state = state.detach()
+        self.state = state.detach()  # frees the one before
         part = nll / total_tokens
         (part * self.workers.count).backward()  # DistributedDataParallel takes the mean over workers
+        self.state = self.state.compact()
         return part.detach()
 
     def _autocast(self) -> AbstractContextManager[Any]:
