@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from dsmr_export.terminal import command_line, print_json, require, stderr, stdo
 if TYPE_CHECKING:
     from dsmr_export.model.checkpoint import Checkpoint
     from dsmr_export.model.data import TokenizedPiece
+    from dsmr_export.model.train_config import TrainConfig
 
 
 @click.command()
@@ -37,22 +39,34 @@ if TYPE_CHECKING:
     help="MIDI folder or zip; without splits, every tenth piece validates.  [default: the bundled pieces]",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N pieces of each split.")
-@click.option("--out", type=PATH, required=True, help="Run folder.")
+@click.option("--out", type=PATH, help="Run folder; only --profile needs none.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are kept.")
 @click.option("--init", type=PATH, help="Checkpoint to start from.  [default: random weights]")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, which must be installed.")
+@click.option("--profile", is_flag=True, help="Train nothing: measure time and memory of a step.")
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="SCHEDULE",
+    help="With --profile: one more schedule to measure; it may exceed --budget, and there may be several.  "
+    "[default: full, as far as the longest horizon]",
+)
+@json_option
 @train_options
 @click.pass_context
 def train(
     context: click.Context,
-    out: Path,
+    out: Path | None,
     data_path: Path | None,
     limit: int | None,
     resume: bool,
     init: Path | None,
     device: str | None,
     tensorboard: bool,
+    profile: bool,
+    beside: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Train a DSMR, one whole piece per lane, recurrent state carried from segment to segment.
@@ -62,7 +76,12 @@ def train(
       dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 60
       dsmr train --data maestro-v3.0.0-midi.zip --out runs/first --minutes 120 --resume
       torchrun --nproc-per-node 8 -m dsmr_export.model.train --out runs/second --steps 50000 --lanes 64
+      dsmr train --profile --schedule two_scale --beside full:cap=4096
     """
+    if not profile and (beside or as_json):
+        raise click.UsageError(f"{'--beside' if beside else '--json'} goes with --profile")
+    if not profile and out is None:
+        raise click.UsageError("Missing option '--out'.")
     require("torch", "train")
     import torch
 
@@ -70,6 +89,12 @@ def train(
     from dsmr_export.model.train_config import TrainConfig
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if profile:
+        if options["steps"] is None and options["minutes"] is None:
+            options["steps"] = 1  # a profile is as long as it is
+        _profile(TrainConfig(**options), beside, device, as_json)
+        return
+    assert out is not None
     meter = training.train(
         TrainConfig(**options),
         out,
@@ -88,6 +113,23 @@ def train(
         f"best validation perplexity {meter.best_perplexity:.4f} after {meter.tokens:,} tokens: "
         f"{out / 'best'}"
     )
+
+
+def _profile(config: TrainConfig, beside: Sequence[str], device: str, as_json: bool) -> None:
+    from dsmr_export.model import distributed, profile
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DsmrError("--profile measures one process: run it without torchrun")
+    with distributed.join(device):
+        pass  # it is there
+    others = beside or [profile.default_beside(config)]
+    configs = {config.schedule: config} | {text: profile.beside(config, text) for text in others}
+    with stages("turns") as show:
+        result = profile.report(configs, device, lambda done, total: show("profile", done, total))
+    if as_json:
+        print_json(result)
+    else:
+        profile.render(result, stdout())
 
 
 @click.command("eval")

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dsmr_export import bench
 from dsmr_export import schedule as schedules
 from dsmr_export.errors import DsmrError, TrainingError
 from dsmr_export.model import tokenizer as tokens
@@ -35,12 +36,16 @@ from dsmr_export.model.lanes import Batch
 from dsmr_export.model.network import RecurrentState
 from dsmr_export.model.train_config import TrainConfig
 from dsmr_export.model.trainer import Trainer, model_config
+from dsmr_export.tables import size
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROUNDS = 7
 STEPS = 2
 """Steps of a turn; every schedule has one turn a round."""
-WARM_STEPS = 3
-"""Untimed: allocators, and torch.compile, which sees another layout of the state from the second step on."""
+WARM_STEPS = 2
+"""Untimed: allocators settle, torch.compile compiles."""
 
 PEAK_SIDE = 1024
 PEAK_TRIES = 12
@@ -90,6 +95,11 @@ class Flops:
     def total(self) -> int:
         return self.layers + self.head + self.attention
 
+    @property
+    def parameters(self) -> int:
+        """Of all matrices; the norms' weights are left out."""
+        return (self.layers + self.head) // 6
+
 
 def compare(
     configs: Mapping[str, TrainConfig],
@@ -100,21 +110,21 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Trains every config for `rounds` turns of `steps` steps, beside the others; the first is the reference.
 
-    Returns for each name: schedule, precision, lanes, budget_tokens; state_bytes (keys and values of one lane
-    as training keeps them), all_state_bytes (of all lanes); attention_flops_per_token, flops_per_token (see
-    `Flops`); tokens_per_s (median over rounds); ratio, ratio_low, ratio_high (tokens/s over the first
-    config's in the same round: median, least, largest); mfu (share of peak_flops that the model's arithmetic
-    takes); peak_flops (FLOP/s of a matrix product in the run's precision: the data sheet's for the GPUs in
-    CUDA_PEAKS, else measured in the same processes, on the same threads); peak_bytes (resident set of the
-    process on a CPU, what torch allocated on a GPU), base_bytes (the same before the network was made);
-    error (None, or why there are no figures: what was to be measured is then None).
+    Returns for each name: schedule, horizons, budget_tokens, parameters, lanes, precision; state_bytes (keys
+    and values of one lane as training keeps them), all_state_bytes (of all lanes); attention_flops_per_token,
+    flops_per_token (see `Flops`); tokens_per_s (median over rounds); ratio, ratio_low, ratio_high (tokens/s
+    over the first config's in the same round: median, least, largest); mfu (share of peak_flops that the
+    model's arithmetic takes); peak_flops (FLOP/s of a matrix product in the run's precision: the data sheet's
+    for the GPUs in CUDA_PEAKS, else measured in the same processes, on the same threads); peak_bytes
+    (resident set of the process on a CPU, what torch allocated on a GPU), base_bytes (the same before the
+    network was made); error (None, or why there are no figures: what was to be measured is then None).
 
     Raises ScheduleError or TrainingError for a config that cannot be run at all.
     """
     if rounds < 1 or steps < 1:
         raise TrainingError(f"rounds and steps must be 1 or more, got {rounds} and {steps}")
     vocabulary = len(tokens.default_tokenizer())
-    rows = {name: _costs(config, vocabulary, device) for name, config in configs.items()}
+    rows = {name: _costs(config, vocabulary) for name, config in configs.items()}
     contestants: dict[str, _Contestant] = {}
     try:
         for name, config in configs.items():
@@ -144,6 +154,126 @@ def compare(
     return rows
 
 
+def report(
+    configs: Mapping[str, TrainConfig], device: str = "cpu", progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `dsmr train --profile --json` prints: {schedules: what `compare` returns, explanation, rounds,
+    steps, segment, accumulate, compile, device, threads, machine, versions}.
+
+    Raises what `compare` raises.
+    """
+    rows = compare(configs, device, progress=progress)
+    config = next(iter(configs.values()))
+    return {
+        "schedules": rows,
+        "explanation": explain(rows),
+        "rounds": ROUNDS,
+        "steps": STEPS,
+        **{name: getattr(config, name) for name in ("segment", "accumulate", "compile")},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": bench.machine(),
+        "versions": bench.versions(),
+    }
+
+
+def explain(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One sentence for each schedule but the first: its memory and time by its state bytes and arithmetic."""
+    (first, own), *others = rows.items()
+    said = []
+    for name, row in others:
+        if row["error"] or own["error"]:
+            continue
+        state = row["all_state_bytes"] - own["all_state_bytes"]
+        taken = row["peak_bytes"] - row["base_bytes"] - own["peak_bytes"] + own["base_bytes"]
+        times = f", {taken / state:.1f} times that" if state else ""
+        arithmetic = row["flops_per_token"] / own["flops_per_token"]
+        said.append(
+            f"{name} against {first}: {_signed(state)} of keys and values in {row['lanes']} lanes, "
+            f"{_signed(taken)} at the peak{times}; {arithmetic:.2f} times the arithmetic of a token, "
+            f"{1 / row['ratio']:.2f} times the time"
+        )
+    return said
+
+
+def render(result: Mapping[str, Any], console: Console) -> None:
+    """Prints what `report` returned."""
+    from rich import box
+    from rich.table import Table
+
+    rows: Mapping[str, Mapping[str, Any]] = result["schedules"]
+    own = next(iter(rows.values()))
+    compiled, accumulated = (
+        ", compiled" if result["compile"] else "",
+        f" × {result['accumulate']}" if result["accumulate"] > 1 else "",
+    )
+    title = (
+        f"{own['parameters']:,} parameters; {own['lanes']} lanes × {result['segment']} tokens{accumulated} a "
+        f"step, {own['precision'] or 'no precision'}{compiled}; state full; "
+        f"{result['rounds']} rounds of {result['steps']} steps"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("schedule", overflow="fold")
+    headings = (
+        "tokens",
+        "state",
+        "all lanes",
+        "attention",
+        "FLOPs",
+        "tokens/s",
+        "ratio",
+        "MFU",
+        "peak memory",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(name, *_cells(row))
+    console.print(table)
+    for name, row in rows.items():
+        if row["error"]:
+            console.print(f"{name}: {row['error']}", highlight=False, soft_wrap=True)
+    for line in result["explanation"]:
+        console.print(line, highlight=False, soft_wrap=True)
+    peak = own["peak_flops"]
+    against = f" MFU is of {peak / 1e9:,.0f} GFLOP/s, the peak of a matrix product;" if peak else ""
+    console.print(
+        "state: keys and values of one lane; attention, FLOPs: model arithmetic of training a token, forward "
+        f"and backward;{against} peak memory of the schedule's own process, in brackets what it held before",
+        highlight=False,
+        soft_wrap=True,
+    )
+    found = result["machine"]
+    load = "" if found["load_average"] is None else f", load {found['load_average']:.1f}"
+    console.print(
+        f"{result['device']}, {result['threads']} thread(s); {found['processor']}, {found['cores']} cores"
+        f"{load}; torch {result['versions']['torch']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    known = [
+        f"{row['budget_tokens']:,}",
+        size(row["state_bytes"]),
+        size(row["all_state_bytes"]),
+        f"{row['attention_flops_per_token'] / 1e6:.1f} M",
+        f"{row['flops_per_token'] / 1e6:.1f} M",
+    ]
+    if row["error"]:
+        return [*known, "–", "–", "–", "–"]
+    ratio = "–"
+    if row["ratio"] is not None:
+        ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+    peak = f"{row['peak_bytes'] / 1e6:,.0f} ({row['base_bytes'] / 1e6:,.0f}) MB"
+    return [*known, f"{row['tokens_per_s']:,.0f}", ratio, f"{row['mfu']:.0%}", peak]
+
+
+def _signed(count: int) -> str:
+    return ("–" if count < 0 else "+") + size(abs(count))
+
+
 def beside(config: TrainConfig, schedule: str) -> TrainConfig:
     """The same run with another schedule, whose own horizons may exceed the budget. Raises ScheduleError."""
     built = schedules.build(schedule, config.layers, default_budget=config.budget)
@@ -160,7 +290,7 @@ def default_beside(config: TrainConfig) -> str:
     return f"full:cap={built.budget_tokens if cap == min(built.horizons) else cap}"
 
 
-def _costs(config: TrainConfig, vocabulary: int, device: str) -> dict[str, Any]:
+def _costs(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
     """What follows from the config alone."""
     schedule = schedules.build(config.schedule, config.layers, config.budget)
     shape = model_config(config, vocabulary)
@@ -169,6 +299,7 @@ def _costs(config: TrainConfig, vocabulary: int, device: str) -> dict[str, Any]:
         "schedule": schedule.text,
         "horizons": list(schedule.horizons),
         "budget_tokens": schedule.budget_tokens,
+        "parameters": flops.parameters + (2 * config.layers + 1) * config.d_model,
         "lanes": config.lanes,
         "precision": None,
         "state_bytes": schedule.budget_tokens * shape.kv_bytes_per_token,
