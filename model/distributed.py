@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dsmr_export.errors import TrainingError
@@ -137,8 +139,8 @@ def join(device: str) -> Iterator[Workers]:
         torch.cuda.set_device(chosen)
     # torchrun keeps its store over a restart, and in it the addresses of the workers that are no more
     # (torch 2.13: gloo then gives up with "connection refused"); each start gets keys of its own.
-    store, rank, count = next(dist.rendezvous("env://"))
-    own_keys = dist.PrefixStore(f"start-{restarts()}", store)
+    store, rank, count = next(rendezvous("env://"))
+    own_keys = PrefixStore(f"start-{restarts()}", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=own_keys, rank=rank, world_size=count)
     try:
