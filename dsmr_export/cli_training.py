@@ -240,7 +240,7 @@ def study(
     default = ParameterSource.DEFAULT
     given = {k: v for k, v in options.items() if context.get_parameter_source(k) is not default}
     asked = study_plan.settle(out, given)
-    studies.prepare(asked, out)
+    studies.prepare(asked, out, reads_data=only not in ("measure", "report"))
     if only in (None, "train"):
         studies.train(asked, out, device, stderr(), command_line())
     if only in (None, "evaluate"):

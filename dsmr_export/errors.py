@@ -63,5 +63,9 @@ class TrainingError(DsmrError):
     """A training run that cannot start, go on, or be resumed."""
 
 
+class StoppedError(TrainingError):
+    """A training run that a signal ended, saved, before it was as long as asked for."""
+
+
 class FailedRunError(TrainingError):
     """A training run that broke down by itself, in loss or in memory: another one may well not."""

@@ -1,7 +1,7 @@
 """Pictures of evaluations (`dsmr eval --plots`, `dsmr study`): by position, reset, truncated, schedules.
 
 Every function takes name -> evaluation (what `model.history.judge` gives), so that several can be drawn
-together; instead of one evaluation there may be several (one per seed), drawn as their mean with a band from
+together; instead of one evaluation there may be several (one per seed), drawn as their mean, with a band from
 the least to the greatest. matplotlib is imported when something is drawn.
 
 A schedule has the same colour and marker in every picture. The colours are Okabe and Ito's (without yellow,
@@ -70,6 +70,8 @@ STYLE: Any = {  # matplotlib types its keys one by one
     "savefig.dpi": 160,
     "svg.hashsalt": "dsmr",  # ids inside a file are then the same every time
 }
+MANY = 4
+"""So many names can have bands in one picture."""
 K = 1024
 """What "k" means in labels, as everywhere in this project: 1,024 tokens."""
 
@@ -411,7 +413,11 @@ def _looks(evaluations: Evaluations) -> dict[str, Look]:
 def _lines(
     axes: Axes, evaluations: Evaluations, points: Callable[[Evaluation], Mapping[float, float]]
 ) -> None:
-    """A line a name through the mean of its runs at every x, with a band over their range."""
+    """A line a name through the mean of its runs at every x, with a band over their range.
+
+    Many bands would cover the lines, and what seeds have in common is not what schedules differ in: of more
+    than MANY names only the lines are drawn.
+    """
     looked = _looks(evaluations)
     for name, runs in _runs(evaluations).items():
         found = [points(run) for run in runs]
@@ -430,7 +436,7 @@ def _lines(
             label=name,
             clip_on=False,
         )
-        if len(runs) > 1:
+        if len(runs) > 1 and len(evaluations) <= MANY:
             low, high = [min(each) for each in values], [max(each) for each in values]
             axes.fill_between(xs, low, high, color=look.colour, alpha=0.15, linewidth=0)
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from dsmr_export import bench, corpus
-from dsmr_export.errors import FailedRunError, TrainingError
+from dsmr_export.errors import FailedRunError, StoppedError, TrainingError
 from dsmr_export.model import checkpoint, data, distributed, history, profile, run_folder
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model import train as training
@@ -56,15 +56,17 @@ class Progress:
     reason: str | None = None
 
 
-def prepare(study: Study, out: Path) -> None:
+def prepare(study: Study, out: Path, reads_data: bool = True) -> None:
     """Checks that everything asked for can be done, and writes study.json.
+
+    reads_data: whether a stage will be run that needs the data; a report does not.
 
     Raises DataError for a split that the data lacks; TrainingError if a run in `out` is another one, or if
     this is one of several processes; OutputError if `out` cannot be written.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("dsmr study runs in one process: start it without torchrun")
-    for split in ("train", "validation", *study.eval_splits):
+    for split in ("train", "validation", *study.eval_splits) if reads_data else ():
         corpus.pieces(study.data, split)
     for run in study.runs():
         _require_same(run, out / run.name)
@@ -76,7 +78,7 @@ def prepare(study: Study, out: Path) -> None:
 def train(study: Study, out: Path, device: str, console: Console, command: str | None = None) -> None:
     """Trains what is not finished, one run after the other. A run that breaks down is noted; the rest go on.
 
-    Raises what `train.train` raises for anything else.
+    Raises StoppedError when a signal ends a run, which is saved; what `train.train` raises for anything else.
     """
     runs = study.runs()
     for number, run in enumerate(runs, 1):
@@ -91,6 +93,10 @@ def train(study: Study, out: Path, device: str, console: Console, command: str |
             training.train(
                 run.config, folder, study.data, study.limit, device, resume, console, command=command
             )
+        except StoppedError as error:
+            raise StoppedError(
+                f"{title}: stopped by a signal and saved; dsmr study --out {out} goes on from there"
+            ) from error
         except FailedRunError as error:
             console.print(f"{title}: {error}", markup=False, soft_wrap=True)
             with run_folder.writing(folder):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dsmr_export import progress
 from dsmr_export import schedule as schedules
-from dsmr_export.errors import OutputExistsError, TrainingError
+from dsmr_export.errors import OutputExistsError, StoppedError, TrainingError
 from dsmr_export.model import checkpoint, data, distributed, run_folder
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.lanes import Ids
@@ -234,7 +234,7 @@ def _rows(trainer: Trainer, validation: Sequence[Ids], stop: threading.Event) ->
             trainer.save()
         yield row
         if stopping and trainer.progress() < 1:
-            raise TrainingError(
+            raise StoppedError(
                 f"stopped by a signal at step {trainer.meter.step}, which is saved: --resume goes on from it"
             )
 

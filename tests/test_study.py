@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -262,6 +263,37 @@ def test_an_interrupted_study_gives_the_same_table(
         assert dsmr("study", "--out", out, "--only", stage).exit_code == 0
     for name in ("study.csv", "runs.csv"):
         assert (out / name).read_text() == (whole / name).read_text()
+
+
+def test_ctrl_c_stops_the_study_and_not_the_run_alone(
+    corpus: Path, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def interrupted(self: Trainer) -> Any:
+        if self.meter.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    out = tmp_path / "study"
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    said = refused(dsmr("study", "--out", out, "--data", corpus, *ASKED))
+    assert f"[1/4] {LIST}, seed 0: stopped by a signal and saved; dsmr study --out {out} goes on" in said
+    monkeypatch.setattr(Trainer, "step", step)
+    found = one_json(dsmr("study", "--out", out, "--only", "report", "--json"))
+    assert [run["state"] for row in found["schedules"] for run in row["runs"]] == [
+        *("unfinished", "missing"),
+        *("missing", "missing"),
+    ]
+    assert found["schedules"][0]["runs"][0]["step"] == 2
+
+
+def test_a_report_needs_no_data(copied: Path) -> None:
+    values = json.loads((copied / "study.json").read_text())
+    values["data"] = str(Path("/gone") / Path(values["data"]).name)
+    (copied / "study.json").write_text(json.dumps(values))
+    assert dsmr("study", "--out", copied, "--only", "report").exit_code == 0
+    assert "no such file or folder" in refused(dsmr("study", "--out", copied, "--only", "evaluate"))
 
 
 def test_a_run_that_diverges_is_reported_and_the_others_go_on(
