@@ -218,6 +218,9 @@ def _notes(report: Report) -> Iterator[str]:
             "* Tokens/s and peak memory: of training, each schedule in a process of its own, in turns on one "
             "machine; the ratio is to the first schedule. Full states, so a run itself is faster at first."
         )
+        bases = [row["base_bytes"] for row in report["schedules"] if row["base_bytes"]]
+        if bases:
+            yield f"* Peak memory is the whole process's; {size(max(bases))} of it were there before the network."
     if any(row["over_budget"] for row in report["schedules"]):
         yield "* Over the budget: a reference that says what more memory is worth, not one of equals."
 
