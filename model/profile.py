@@ -47,8 +47,9 @@ STEPS = 2
 WARM_STEPS = 2
 """Untimed: allocators settle, torch.compile compiles."""
 
-PEAK_SIDE = 1024
-PEAK_TRIES = 12
+PEAK_SIDE = 512
+PEAK_S = 0.05
+"""How long matrix products are timed beside every turn; the fastest of all is the machine's peak."""
 
 CUDA_PEAKS = (
     ("H100 PCIe", 756e12),
@@ -235,11 +236,11 @@ def render(result: Mapping[str, Any], console: Console) -> None:
             console.print(f"{name}: {row['error']}", highlight=False, soft_wrap=True)
     for line in result["explanation"]:
         console.print(line, highlight=False, soft_wrap=True)
-    peak = own["peak_flops"]
-    against = f" MFU is of {peak / 1e9:,.0f} GFLOP/s, the peak of a matrix product;" if peak else ""
+    against = "" if own["error"] else f" (MFU: of {own['peak_flops'] / 1e9:,.0f} GFLOP/s, a matrix product's)"
+    before = "" if own["error"] else f", {own['base_bytes'] / 1e6:,.0f} MB of it before the network was made"
     console.print(
-        "state: keys and values of one lane; attention, FLOPs: model arithmetic of training a token, forward "
-        f"and backward;{against} peak memory of the schedule's own process, in brackets what it held before",
+        "state: keys and values of one lane; attention, FLOPs: the model's arithmetic for training on a token"
+        f"{against}; peak: memory of the schedule's own process{before}",
         highlight=False,
         soft_wrap=True,
     )
@@ -266,7 +267,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ratio = "–"
     if row["ratio"] is not None:
         ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
-    peak = f"{row['peak_bytes'] / 1e6:,.0f} ({row['base_bytes'] / 1e6:,.0f}) MB"
+    peak = f"{row['peak_bytes'] / 1e6:,.0f} MB"
     return [*known, f"{row['tokens_per_s']:,.0f}", ratio, f"{row['mfu']:.0%}", peak]
 
 
@@ -287,7 +288,9 @@ def default_beside(config: TrainConfig) -> str:
     """
     built = schedules.build(config.schedule, config.layers, config.budget)
     cap = max(built.horizons)
-    return f"full:cap={built.budget_tokens if cap == min(built.horizons) else cap}"
+    if cap == min(built.horizons):
+        cap = built.budget_tokens
+    return f"full:cap={cap}" + (f",floor={cap}" if cap < schedules.FLOOR else "")
 
 
 def _costs(config: TrainConfig, vocabulary: int) -> dict[str, Any]:
@@ -372,6 +375,7 @@ class _Contestant:
         answer = self._ask(steps)
         if answer:
             self.speeds.append(answer["tokens_per_s"])
+            self.facts["peak_flops"] = max(self.facts.get("peak_flops", 0.0), answer["peak_flops"])
 
     def end(self) -> None:
         self.facts |= self._ask(0)
@@ -413,7 +417,6 @@ def _serve(connection: Connection, config: TrainConfig, device: str, threads: in
     torch.set_num_threads(threads)
     try:
         chosen = torch.device(device)
-        peak_flops = _peak_flops(chosen, config)
         base = _memory(chosen, peak=False)
         steps = RandomSteps(config, chosen)
         for _ in range(WARM_STEPS):
@@ -422,7 +425,6 @@ def _serve(connection: Connection, config: TrainConfig, device: str, threads: in
         connection.send(
             {
                 "precision": steps.precision,
-                "peak_flops": peak_flops,
                 "base_bytes": base,
                 "state_bytes": state // config.lanes,
                 "all_state_bytes": state,
@@ -434,7 +436,8 @@ def _serve(connection: Connection, config: TrainConfig, device: str, threads: in
                 steps.step()  # ends with a figure of the host's, so nothing is still running on a GPU
             took = time.perf_counter() - began
             per_step = config.lanes * config.segment * config.accumulate
-            connection.send({"tokens_per_s": count * per_step / took})
+            peak = _peak_flops(chosen, steps.precision)
+            connection.send({"tokens_per_s": count * per_step / took, "peak_flops": peak})
         connection.send({"peak_bytes": _memory(chosen, peak=True)})
     except EOFError:
         pass  # nobody listens any more
@@ -493,19 +496,18 @@ def _memory(device: torch.device, peak: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _peak_flops(device: torch.device, config: TrainConfig) -> float:
+def _peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of a square matrix product in the run's precision."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    bf16 = precision == "bf16"
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
         for known, peak in CUDA_PEAKS:
             if re.search(rf"\b{known}\b", name):
                 return peak
-    side = PEAK_SIDE * (8 if device.type == "cuda" else 1)
+    side = PEAK_SIDE * (16 if device.type == "cuda" else 1)
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best = float("inf")
-    for _ in range(PEAK_TRIES):
-        began = time.perf_counter()
+    best, until = float("inf"), time.perf_counter() + PEAK_S
+    while (began := time.perf_counter()) < until:
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best

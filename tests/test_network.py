@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
+from dsmr_export.model import network as network_module
 from dsmr_export.model.config import ModelConfig
-from dsmr_export.model.network import DSMR, RecurrentState, rope_tables
+from dsmr_export.model.network import DSMR, RecurrentState, Windows, rope_tables
 from dsmr_export.state import portable_state, state_bytes
 from tests.reference import forward
 
@@ -206,6 +208,88 @@ def test_lanes_may_stand_at_different_positions() -> None:
         logits, _ = model(ids.repeat(2, 1), state)
     assert distance(logits[0].numpy(), read(model, ids, [10])) <= 1e-9
     assert distance(logits[1].numpy(), read(model, ids, [10], start=10**9)) <= 1e-9
+
+
+# How attention is carried out
+
+
+@pytest.mark.parametrize("ages", [[0, 0, 0], [500, 500, 500], [0, 11, 500], [40, 40, 3]])
+@pytest.mark.parametrize("horizon", [1, 20, 130, 1030])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_blocks_and_shared_masks_change_neither_values_nor_gradients(
+    ages: list[int], horizon: int, kv_heads: int
+) -> None:
+    """Against one call over all keys under the whole mask, which is what the portable graph does."""
+    rng = torch.Generator().manual_seed(horizon)
+    shape = {"generator": rng, "dtype": torch.float64}
+    q = torch.randn(3, 4, 150, 16, **shape, requires_grad=True)
+    keys, values = (
+        torch.randn(3, kv_heads, horizon + 150, 16, **shape, requires_grad=True) for _ in range(2)
+    )
+    past_length = torch.tensor(ages)
+    toward = torch.randn(3, 4, 150, 16, **shape)
+    whole = network_module._attend(q, keys, values, network_module._window_mask(150, horizon, past_length))
+    expected = torch.autograd.grad((whole * toward).sum(), (q, keys, values))
+    for known in (ages, None):
+        windows = Windows(torch.empty(0), torch.empty(0), past_length, known)
+        found = network_module._attend_blocks(q, keys, values, windows, horizon)
+        assert torch.allclose(found, whole, rtol=0, atol=1e-12)
+        gradients = torch.autograd.grad((found * toward).sum(), (q, keys, values))
+        for one, other in zip(gradients, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_mask_is_one_block_wide_and_shared() -> None:
+    windows = Windows(torch.empty(0), torch.empty(0), torch.tensor([900, 0]), [900, 0])
+    q, keys = torch.randn(2, 4, 512, 16), torch.randn(2, 2, 300 + 512, 16)
+    for _ in range(2):  # as two layers would
+        network_module._attend_blocks(q, keys, keys, windows, 300)
+    assert [tuple(mask.shape) for mask in windows.bands.values()] == [(2 * 64, 300 + 64)]
+
+
+def test_compiled_once_for_all_segments() -> None:
+    """Full graphs, and one of them, whatever the lanes do; the backend that only counts runs it as it is."""
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    model = network(config(2), [5, 33])
+    compiled = torch.compile(model, dynamic=False, backend=counter, fullgraph=True)
+    ids = tokens(2 * 400).reshape(2, 400)
+    state, other = model.empty_state(2), model.empty_state(2)
+    for index, segment in enumerate(ids.split(100, dim=1)):
+        lanes = torch.tensor([False, index == 2])
+        logits, state = compiled(segment, state.reset(lanes))
+        expected, other = model(segment, other.reset(lanes))
+        state, other = state.detach().compact(), other.detach()
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-9)
+    assert counter.frame_count == 1
+
+
+# Precision
+
+
+def test_under_autocast_the_state_is_bf16() -> None:
+    """Half the bytes, whatever dtype it began with; keys are rotated in float32 and rounded once."""
+    model, ids = network(config(2), [40, 9]).float(), tokens(120).reshape(2, 60)
+    with torch.no_grad():
+        exact, full = model(ids[:, :30], model.empty_state(2))
+        states = []
+        for dtype in (None, torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits, state = model(ids[:, :30], model.empty_state(2, dtype=dtype))
+            assert {tensor.dtype for pair in state.layers for tensor in pair} == {torch.bfloat16}
+            assert 2 * state.nbytes == full.nbytes
+            # products of bf16 keep 8 bits: 1/256 of the largest logit, a few times over for two layers
+            assert (logits.float() - exact).abs().max() < 0.06 * exact.abs().max()
+            states.append(state)
+        for one, other in zip(*(state.layers for state in states), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_wide_state_is_read_in_the_weights_precision() -> None:
+    model, ids = network(config(1), [9]).float(), tokens(20)[None]
+    with torch.no_grad():
+        _, state = model(ids, model.empty_state(dtype=torch.bfloat16))
+    assert state.layers[0][0].dtype == torch.float32
 
 
 # State and gradients
