@@ -92,7 +92,8 @@ def evaluation_tables(found: Mapping[str, Any]) -> Iterator[Table | str]:
 def study_table(found: Mapping[str, Any]) -> Table:
     """What `model.study_report.collect` found, as much as fits: one row a schedule."""
     splits = found["splits"]
-    title = f"{found['budget_bytes']:,} bytes of recurrent state, seeds {', '.join(map(str, found['seeds']))}"
+    seeds = ", ".join(map(str, found["seeds"]))
+    title = f"{found['budget_bytes']:,} bytes of recurrent state, seed{'s' * (len(found['seeds']) > 1)} {seeds}"
     table = _table(
         "schedule",
         "state",

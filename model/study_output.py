@@ -182,7 +182,7 @@ def _setting(report: Report) -> list[str]:
     judged = f"{', '.join(report['splits'])}" + (f" (the first {limit} pieces of each)" if limit else "")
     return [
         f"* Data: {report['data']}; judged on {judged}",
-        f"* Training: {trained}; seeds {', '.join(map(str, report['seeds']))}",
+        f"* Training: {trained}; seed{'s' * (len(report['seeds']) > 1)} {', '.join(map(str, report['seeds']))}",
         f"* Model: {parameters} parameters",
         f"* Budget: {report['budget_tokens']:,} tokens of history, {report['budget_bytes']:,} bytes in fp32",
     ]
@@ -220,7 +220,7 @@ def _notes(report: Report) -> Iterator[str]:
         )
         bases = [row["base_bytes"] for row in report["schedules"] if row["base_bytes"]]
         if bases:
-            yield f"* Peak memory is the whole process's; {size(max(bases))} of it were there before the network."
+            yield f"* Peak memory is the whole process's; {size(max(bases))} were there before the network."
     if any(row["over_budget"] for row in report["schedules"]):
         yield "* Over the budget: a reference that says what more memory is worth, not one of equals."
 

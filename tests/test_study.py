@@ -219,7 +219,7 @@ def test_end_to_end(corpus: Path, tmp_path: Path, compare: Mock) -> None:
             f"{float(row['tokens_per_s']):,.0f} ({float(row['speed_ratio']):.2f})"
         )
         assert shown["peak memory"] == "50.00 MB"
-    assert "40.00 MB of it were there before the network" in text
+    assert "40.00 MB were there before the network" in text
     assert "half the range of two seeds" in text and "standard deviation" not in text
     assert f"--data {corpus.name} --steps 6" in text and str(corpus.parent) not in text
     assert f"torch {torch.__version__}" in text
