@@ -214,18 +214,9 @@ def render(result: Mapping[str, Any], console: Console) -> None:
         f"{result['rounds']} rounds of {result['steps']} steps"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.collapse_padding = True  # ten columns and a name have to fit
     table.add_column("schedule", overflow="fold")
-    headings = (
-        "tokens",
-        "state",
-        "all lanes",
-        "attention",
-        "FLOPs",
-        "tokens/s",
-        "ratio",
-        "MFU",
-        "peak memory",
-    )
+    headings = ("tokens", "state MB", "× lanes", "attention", "MFLOPs", "tokens/s", "ratio", "MFU", "peak MB")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
@@ -239,7 +230,7 @@ def render(result: Mapping[str, Any], console: Console) -> None:
     against = "" if own["error"] else f" (MFU: of {own['peak_flops'] / 1e9:,.0f} GFLOP/s, a matrix product's)"
     before = "" if own["error"] else f", {own['base_bytes'] / 1e6:,.0f} MB of it before the network was made"
     console.print(
-        "state: keys and values of one lane; attention, FLOPs: the model's arithmetic for training on a token"
+        "state: keys and values of one lane; attention, MFLOPs: the model's arithmetic to train on a token"
         f"{against}; peak: memory of the schedule's own process{before}",
         highlight=False,
         soft_wrap=True,
@@ -257,17 +248,17 @@ def render(result: Mapping[str, Any], console: Console) -> None:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     known = [
         f"{row['budget_tokens']:,}",
-        size(row["state_bytes"]),
-        size(row["all_state_bytes"]),
-        f"{row['attention_flops_per_token'] / 1e6:.1f} M",
-        f"{row['flops_per_token'] / 1e6:.1f} M",
+        f"{row['state_bytes'] / 1e6:.2f}",
+        f"{row['all_state_bytes'] / 1e6:.2f}",
+        f"{row['attention_flops_per_token'] / 1e6:.1f}",
+        f"{row['flops_per_token'] / 1e6:.1f}",
     ]
     if row["error"]:
         return [*known, "–", "–", "–", "–"]
     ratio = "–"
     if row["ratio"] is not None:
         ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
-    peak = f"{row['peak_bytes'] / 1e6:,.0f} MB"
+    peak = f"{row['peak_bytes'] / 1e6:,.0f}"
     return [*known, f"{row['tokens_per_s']:,.0f}", ratio, f"{row['mfu']:.0%}", peak]
 
 

@@ -169,8 +169,8 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = said.stdout.splitlines()
     assert max(map(len, lines[:8])) <= 110
     assert lines[0].startswith("5,000,000 parameters; 2 lanes × 16 tokens a step, fp32; state full; 7 rounds")
-    cells = " ".join(next(line for line in lines if line.startswith("full:cap=90")).split())
-    assert cells == "full:cap=90 180 0.50 MB 1.00 MB 2.0 M 9.0 M 1,000 0.91 (0.80–1.20) 31% 350 MB"
+    cells = " ".join(next(line for line in lines if line.startswith(" full:cap=90")).split())
+    assert cells == "full:cap=90 180 0.50 1.00 2.0 9.0 1,000 0.91 (0.80–1.20) 31% 350"
     assert "two_scale:floor=1: out of memory (no room)" in lines
     assert "MFU: of 29 GFLOP/s" in said.stdout
 
