@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -92,8 +92,7 @@ def evaluation_tables(found: Mapping[str, Any]) -> Iterator[Table | str]:
 def study_table(found: Mapping[str, Any]) -> Table:
     """What `model.study_report.collect` found, as much as fits: one row a schedule."""
     splits = found["splits"]
-    seeds = ", ".join(map(str, found["seeds"]))
-    title = f"{found['budget_bytes']:,} bytes of recurrent state, seed{'s' * (len(found['seeds']) > 1)} {seeds}"
+    title = f"{found['budget_bytes']:,} bytes of recurrent state, {seeds(found['seeds'])}"
     table = _table(
         "schedule",
         "state",
@@ -115,6 +114,11 @@ def study_table(found: Mapping[str, Any]) -> Table:
     if any(row["over_budget"] for row in found["schedules"]):
         table.caption = "* over the budget"
     return table
+
+
+def seeds(numbers: Sequence[int]) -> str:
+    """As in seeds 0, 1."""
+    return f"seed{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def mean_and_spread(found: Mapping[str, Any], spec: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsmr_export import figures
+from dsmr_export import figures, tables
 from dsmr_export.model import run_folder, study
 from dsmr_export.model.study_plan import Study
 from dsmr_export.model.study_report import MEASURES
@@ -182,7 +182,7 @@ def _setting(report: Report) -> list[str]:
     judged = f"{', '.join(report['splits'])}" + (f" (the first {limit} pieces of each)" if limit else "")
     return [
         f"* Data: {report['data']}; judged on {judged}",
-        f"* Training: {trained}; seed{'s' * (len(report['seeds']) > 1)} {', '.join(map(str, report['seeds']))}",
+        f"* Training: {trained}; {tables.seeds(report['seeds'])}",
         f"* Model: {parameters} parameters",
         f"* Budget: {report['budget_tokens']:,} tokens of history, {report['budget_bytes']:,} bytes in fp32",
     ]
