@@ -159,10 +159,9 @@ def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, windows: Windows, ho
     if len(unread) == 1:
         return _attend_lanes(q, keys, values, windows, horizon, unread[0][0])
     # split, not slices: its gradient is one concatenation, not a padded copy for each part
-    parts = zip(*(tensor.split([count for _, count in unread]) for tensor in (q, keys, values)), strict=True)
-    return torch.cat(
-        [_attend_lanes(*part, windows, horizon, rows) for part, (rows, _) in zip(parts, unread, strict=True)]
-    )
+    counts = [count for _, count in unread]
+    parts = zip(unread, q.split(counts), keys.split(counts), values.split(counts), strict=True)
+    return torch.cat([_attend_lanes(a, k, v, windows, horizon, rows) for (rows, _), a, k, v in parts])
 
 
 def _attend_lanes(
