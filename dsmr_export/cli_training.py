@@ -95,6 +95,8 @@ def train(
         _profile(TrainConfig(**options), beside, device, as_json)
         return
     assert out is not None
+    if resume and options["steps"] is None and options["minutes"] is None:
+        options |= training.saved_length(out)
     meter = training.train(
         TrainConfig(**options),
         out,

@@ -57,7 +57,7 @@ class Dealer:
     """Deals the draws of every epoch, in order, each to the lane that was dealt the fewest tokens so far.
 
     It goes by the pieces' lengths before they are varied, so that any worker knows what every other one reads
-    without reading it, and lanes stay level: they differ by about one piece, however long the run.
+    without reading it, and by those lengths lanes differ by about one piece, however long the run.
     """
 
     def __init__(self, source: PieceSource, lanes: int) -> None:

@@ -51,7 +51,8 @@ class Workers:
         if self.count == 1:
             return network
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices)
+        with noticing_the_dead():
+            return DistributedDataParallel(network, device_ids=devices)
 
     def without_sync(self, forward: nn.Module) -> AbstractContextManager[None]:
         """For all but the last of several backward passes: gradients add up here and are not yet averaged."""
@@ -83,10 +84,12 @@ class Workers:
     def one_first(self) -> Iterator[None]:
         """The first worker of every machine does the block before the others do (it fills the cache)."""
         if self.count > 1 and self.local_rank > 0:
-            dist.barrier()
+            with noticing_the_dead():
+                dist.barrier()
         yield
         if self.count > 1 and self.local_rank == 0:
-            dist.barrier()
+            with noticing_the_dead():
+                dist.barrier()
 
     def require_same(self, digest: str, what: str) -> None:
         """Raises TrainingError, on all workers alike, if a hex digest is not the same on each of them."""
@@ -94,9 +97,10 @@ class Workers:
             return
         number = int(digest[:12], 16)  # 48 bits: float64 holds them
         largest = torch.tensor([number, -number], dtype=torch.float64, device=self.device)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        with noticing_the_dead():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
         if largest[0] != -largest[1]:
-            raise TrainingError(f"the workers do not see the same {what}: give all machines the same --data")
+            raise TrainingError(f"the workers do not see the same {what}")
 
 
 @contextmanager
@@ -117,6 +121,12 @@ def noticing_the_dead() -> Iterator[None]:
 def restarts() -> int:
     """How many times torchrun started the workers again because one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch() -> str:
+    """What all starts of one torchrun have in common on worker 0; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"torchrun-{os.getppid()}" if name == "none" else name
 
 
 @contextmanager
@@ -141,12 +151,14 @@ def join(device: str) -> Iterator[Workers]:
     # (torch 2.13: gloo then gives up with "connection refused"); each start gets keys of its own.
     store, rank, count = next(rendezvous("env://"))
     own_keys = PrefixStore(f"start-{restarts()}", store)
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=own_keys, rank=rank, world_size=count)
-    try:
-        yield Workers(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
-    finally:
-        dist.destroy_process_group()
+    gpu = chosen.type == "cuda"
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(
+        backend, store=own_keys, rank=rank, world_size=count, device_id=chosen if gpu else None
+    )
+    yield Workers(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+    # Not after an error: NCCL would wait here for workers that are busy, and the error would not be told.
+    dist.destroy_process_group()
 
 
 def _require(device: str) -> None:

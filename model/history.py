@@ -156,7 +156,7 @@ def krcu(
     pieces: Sequence[Ids],
     evaluation: Evaluation,
     reset_at: int = 8192,
-    bin: int = 1024,
+    width: int = 1024,
     bins: int = 8,
     segment: int = 512,
     lanes: int = 8,
@@ -165,7 +165,7 @@ def krcu(
     """KV-Reset Context Utilization: what emptying the state costs the tokens after it. (Our definition.)
 
     Of every piece with N > reset_at, inputs reset_at, reset_at + 1, … (BOS is input 0) are read by a state
-    that is empty but goes on counting positions; the tokens at positions reset_at … reset_at + bins · bin - 1
+    that is empty but goes on counting positions; the tokens at positions reset_at … reset_at + bins · width - 1
     are compared with their NLL under the state that was kept, which `evaluation` holds.
 
     Returns {reset_at, pieces, auc, bins}; pieces is how many were long enough. A row of bins is {from, to,
@@ -175,10 +175,10 @@ def krcu(
     enough.
 
     By construction the influence of what was forgotten ends Σ h_l tokens after the reset: increase is 0 up to
-    rounding in every bin with from ≥ reset_at + Σ h_l. With Σ h_l ≤ bin that is every bin but the first.
+    rounding in every bin with from ≥ reset_at + Σ h_l. With Σ h_l ≤ width that is every bin but the first.
     """
     long_enough = [i for i, nll in enumerate(evaluation.nll) if len(nll) > reset_at]
-    stretches = [pieces[i][reset_at : reset_at + bins * bin + 1] for i in long_enough]
+    stretches = [pieces[i][reset_at : reset_at + bins * width + 1] for i in long_enough]
     told = _counting(progress, stretches)
     streamed = stream_nll(network, stretches, [reset_at] * len(stretches), segment, lanes, told)
     increases = [
@@ -186,11 +186,11 @@ def krcu(
         for i, nll in zip(long_enough, streamed, strict=True)
     ]
     rows = []
-    for start in range(0, bins * bin, bin):
-        values = [increase[start : start + bin] for increase in increases]
+    for start in range(0, bins * width, width):
+        values = [increase[start : start + width] for increase in increases]
         count = sum(len(part) for part in values)
         if count:
-            edges = {"from": reset_at + start, "to": reset_at + start + bin}
+            edges = {"from": reset_at + start, "to": reset_at + start + width}
             rows.append({**edges, "tokens": count, "increase": float(np.concatenate(values).mean())})
     auc = float(np.mean([row["increase"] for row in rows])) if rows else None
     return {"reset_at": reset_at, "pieces": len(long_enough), "auc": auc, "bins": rows}

@@ -18,7 +18,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from dsmr_export.runtime.midi import write_atomically
 TRAINING, RUN, LOG, TENSORBOARD = "training.safetensors", "run.json", "log.csv", "tensorboard"
 FORMAT = "2"
 """Of training.safetensors; raise it when a run of an older version cannot be resumed exactly."""
+
+BEGINNING = ("device", "precision", "versions", "git", "init")
+"""Facts of run.json that may change when a run is resumed."""
 
 COLUMNS = (
     "step",
@@ -79,12 +82,18 @@ def git_revision() -> str | None:
 
 
 def write_facts(out: Path, facts: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """Writes run.json: the facts, and every start of the run, this one last (`start` has its `step`)."""
-    path, earlier = out / RUN, []
-    if start["step"] and path.exists():
-        earlier = read_facts(out).get("starts", [])
-    starts = [*(one for one in earlier if one["step"] < start["step"]), dict(start)]
-    checkpoint.write_json(path, {**facts, "starts": starts})
+    """Writes run.json: the facts, and every start of the run, this one last (`start` has its `step`).
+
+    How a run began stays as it was; what is otherwise at a later start stands with that start.
+    """
+    began: dict[str, Any] = {}
+    if start["step"]:
+        with suppress(TrainingError):  # a damaged run.json does not keep a run from going on
+            began = read_facts(out)
+    kept = {name: began[name] for name in BEGINNING if name in began}
+    changed = {name: facts[name] for name, value in kept.items() if facts[name] != value and name != "init"}
+    starts = [*(one for one in began.get("starts", []) if one["step"] < start["step"]), {**start, **changed}]
+    checkpoint.write_json(out / RUN, {**facts, **kept, "starts": starts})
 
 
 def read_facts(out: Path) -> dict[str, Any]:
@@ -98,14 +107,24 @@ def read_facts(out: Path) -> dict[str, Any]:
     return facts
 
 
+def read_metadata(out: Path) -> dict[str, str]:
+    """What training.safetensors says besides its tensors. Raises TrainingError as `read_saved` does."""
+    return _read(out, tensors=False)[1]
+
+
 def read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of training.safetensors. Raises TrainingError if a run cannot go on from it."""
+    return _read(out, tensors=True)
+
+
+def _read(out: Path, tensors: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     path = out / TRAINING
     if not path.is_file():
         raise TrainingError(f"nothing to resume: {path} is missing; start the run without --resume")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise TrainingError(
@@ -118,7 +137,7 @@ def read_saved(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             f"{path} was written by another version of dsmr-export: resume with that one, or begin anew "
             "(--init takes its checkpoints)"
         )
-    return tensors, metadata
+    return found, metadata
 
 
 def clear_leftovers(out: Path) -> None:
@@ -150,8 +169,9 @@ def log(out: Path, step: int, tensorboard: bool = False) -> Iterator[Callable[[M
     path = out / LOG
     rows: list[dict[str, str]] = []
     if step and path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
+        whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the last line may be torn
+        found = csv.DictReader(io.StringIO(whole + end))
+        rows = [row for row in found if row["step"].isdigit() and int(row["step"]) <= step]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, COLUMNS)
     writer.writeheader()

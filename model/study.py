@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 
 from dsmr_export import bench, corpus
 from dsmr_export.errors import FailedRunError, StoppedError, TrainingError
@@ -240,11 +239,9 @@ def _metadata(folder: Path) -> dict[str, str] | None:
     What is wrong with the file is said by `run_folder.read_saved`, when the run is resumed.
     """
     try:
-        with safe_open(folder / run_folder.TRAINING, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
+        return run_folder.read_metadata(folder)
+    except TrainingError:
         return None
-    return metadata if {"config", "meter"} <= metadata.keys() else None
 
 
 def _require_same(run: Run, folder: Path) -> None:

