@@ -165,8 +165,8 @@ def krcu(
     """KV-Reset Context Utilization: what emptying the state costs the tokens after it. (Our definition.)
 
     Of every piece with N > reset_at, inputs reset_at, reset_at + 1, … (BOS is input 0) are read by a state
-    that is empty but goes on counting positions; the tokens at positions reset_at … reset_at + bins · width - 1
-    are compared with their NLL under the state that was kept, which `evaluation` holds.
+    that is empty but goes on counting positions; the tokens at reset_at … reset_at + bins · width - 1 are
+    compared with their NLL under the state that was kept, which `evaluation` holds.
 
     Returns {reset_at, pieces, auc, bins}; pieces is how many were long enough. A row of bins is {from, to,
     tokens, increase}: the mean over the tokens that pieces have at positions from … to - 1 of NLL after the
