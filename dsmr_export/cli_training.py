@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     help="With --profile: one more schedule to measure; it may exceed --budget, and there may be several.  "
     "[default: full, as far as the longest horizon]",
 )
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="With --profile: print one JSON object.")
 @train_options
 @click.pass_context
 def train(

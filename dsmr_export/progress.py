@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,17 +52,16 @@ def training(console: Console) -> Iterator[Callable[[float, float, float, float,
         BarColumn(),
         TextColumn("step {task.fields[step]}"),
         TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("validation perplexity {task.fields[perplexity]:.3f}"),
+        TextColumn("validation perplexity {task.fields[perplexity]}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
     )
     nan = float("nan")
     with _bar(*columns, console=console, transient=False) as bar:
-        task = bar.add_task("train", total=1.0, step=0, loss=nan, perplexity=nan, speed=0.0)
+        task = bar.add_task("train", total=1.0, step=0, loss=nan, perplexity="–", speed=0.0)
 
         def update(share: float, step: float, loss: float, speed: float, perplexity: float) -> None:
-            bar.update(
-                task, completed=min(1.0, share), step=step, loss=loss, speed=speed, perplexity=perplexity
-            )
+            known = "–" if math.isnan(perplexity) else f"{perplexity:.3f}"
+            bar.update(task, completed=min(1.0, share), step=step, loss=loss, speed=speed, perplexity=known)
 
         yield update
 

@@ -149,7 +149,10 @@ def save_tensors(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode & 0o777  # the user's own; safetensors would make it 0600
             save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

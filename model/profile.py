@@ -440,7 +440,8 @@ class RandomSteps(Trainer):
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         endless = replace(config, steps=1_000_000, minutes=None)
         piece: Any = SimpleNamespace(name="random", ids=np.zeros(2, np.uint16), performance=None)
-        super().__init__(endless, Path(), [piece], tokens.default_tokenizer(), Workers(device=device))
+        tokenizer, worker = tokens.default_tokenizer(), Workers(device=device)
+        super().__init__(endless, Path(), [piece], tokenizer, worker, fingerprint="random tokens")
         generator = torch.Generator().manual_seed(config.seed)
         self._random = generator
         age = torch.full_like(self.state.length, max(self.schedule.horizons))

@@ -140,6 +140,14 @@ def _read(out: Path, tensors: bool) -> tuple[dict[str, torch.Tensor], dict[str, 
     return found, metadata
 
 
+def require_tensorboard() -> None:
+    """Raises TrainingError if it is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise TrainingError("--tensorboard needs the tensorboard package: pip install tensorboard") from error
+
+
 def clear_leftovers(out: Path) -> None:
     """Removes the temporary files of a process that was killed while it wrote."""
     for folder in (out, out / "best", out / "last"):
@@ -163,8 +171,7 @@ def writing(out: Path) -> Iterator[None]:
 def log(out: Path, step: int, tensorboard: bool = False) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """Gives a function that appends a row to log.csv, and to TensorBoard's files if asked for.
 
-    The log is cut first to the rows up to `step`: a killed run may have gone further. Raises TrainingError if
-    TensorBoard is asked for and not installed.
+    The log is cut first to the rows up to `step`: a killed run may have gone further.
     """
     path = out / LOG
     rows: list[dict[str, str]] = []
@@ -193,10 +200,8 @@ def _board(out: Path, step: int, wanted: bool) -> Iterator[Callable[[Mapping[str
     if not wanted:
         yield lambda row: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise TrainingError("--tensorboard needs the tensorboard package: pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     # Points of a killed run that lie beyond its last save are hidden by purge_step.
     with SummaryWriter(str(out / TENSORBOARD), purge_step=step + 1) as board:
 

@@ -160,7 +160,12 @@ def measure(study: Study, out: Path, device: str) -> None:
     known = _read_profile(out)
     configs = {entry.text: entry.config(study.base, study.seeds[0]) for entry in study.entries}
     asked = {name: _cost(config) for name, config in configs.items()}
-    if known is not None and known["configs"] == asked and known["made_with"]["device"] == device:
+    if (
+        known is not None
+        and known["configs"] == asked
+        and known["made_with"]["device"] == device
+        and not any(row.get("error") for row in known["schedules"].values())  # what failed is tried again
+    ):
         return
     with stages("turns") as told:
         found = profile.compare(configs, device, progress=lambda done, total: told("measuring", done, total))

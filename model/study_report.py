@@ -222,7 +222,7 @@ def _provenance(
     return {
         "trained": _different(trained),
         "judged": _different(judged),
-        "measured": [] if speed is None else [speed["made_with"]],
+        "measured": _different([] if speed is None else [speed["made_with"]]),
     }
 
 

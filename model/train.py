@@ -53,9 +53,10 @@ def train(
 ) -> Meter:
     """Runs (or resumes) a training run in the folder `out`, as one of the workers that torchrun started.
 
-    A resumed run keeps its options but the length; `given` names those that the caller insists on. A process
-    that torchrun started again after a worker died resumes by itself. SIGINT and SIGTERM end a run after the
-    step at hand, saved. `init` is a checkpoint to start from instead of random weights.
+    A resumed run keeps its options but the length, and its data if none is named; `given` names the options
+    that the caller insists on. A process that torchrun started again after a worker died resumes by itself.
+    SIGINT and SIGTERM end a run after the step at hand, saved. `init` is a checkpoint to start from instead
+    of random weights.
 
     Raises OutputExistsError if `out` holds a run and resume is not asked for; TrainingError if there is
     nothing to resume, options, pieces or tokenizer are not the run's, the device is not there, memory runs
@@ -71,6 +72,10 @@ def train(
                 raise TrainingError(
                     f"--init begins a run, and the one in {out} has begun: leave --init or --resume out"
                 )
+            if data_path is None and limit is None:
+                data_path, limit = _origin(saved[1])
+        if tensorboard:
+            run_folder.require_tensorboard()
         tokenizer = tokens.default_tokenizer()
         with workers.one_first():
             show = workers.leads
@@ -78,6 +83,7 @@ def train(
             held_out = data.load(data_path, "validation", tokenizer, limit=limit, progress=show)
         validation = data.Corpus(_evenly(held_out.pieces, config.validation_pieces), held_out.skipped)
         about = BUNDLED_DATA if data_path is None else {"data": data_path.resolve().name}
+        origin = {"data": None if data_path is None else str(data_path.resolve()), "limit": limit}
         fingerprint = _sha256(training.fingerprint, validation.fingerprint)
         workers.require_same(fingerprint, "pieces: give all machines the same --data and --limit")
         begins = "nothing" if saved is None else saved[1]["meter"]
@@ -85,10 +91,13 @@ def train(
             _sha256(repr(config), begins), "run: give all machines the same options, and one --out they share"
         )
         with explaining(config, workers.device, "before the first step"):
-            trainer = Trainer(config, out, training.pieces, tokenizer, workers, about, fingerprint)
+            trainer = Trainer(config, out, training.pieces, tokenizer, workers, about, fingerprint, origin)
             if saved is not None:
                 trainer.load(*saved)
             sha256 = _initialize(trainer, init) if init is not None else None
+        if trainer.progress() >= 1:
+            console.print(f"{out} is already at step {trainer.meter.step}", soft_wrap=True)
+            return trainer.meter
         facts = _facts(trainer, training, validation, data_path, limit) | {"init": sha256}
         start = {name: getattr(config, name) for name in LENGTHS} | {
             "step": trainer.meter.step,
@@ -105,6 +114,12 @@ def _evenly(pieces: list[data.TokenizedPiece], count: int | None) -> list[data.T
     if count is None or count >= len(pieces):
         return pieces
     return [pieces[i * len(pieces) // count] for i in range(count)]
+
+
+def _origin(metadata: Mapping[str, str]) -> tuple[Path | None, int | None]:
+    """The --data and --limit that a run was started with."""
+    origin = json.loads(metadata.get("origin", "{}"))
+    return None if origin.get("data") is None else Path(origin["data"]), origin.get("limit")
 
 
 def _sha256(*texts: str) -> str:
@@ -254,7 +269,7 @@ def _rows(trainer: Trainer, validation: Sequence[Ids], stop: threading.Event) ->
     StoppedError when a signal ended the run, after saving it.
     """
     while trainer.progress() < 1:
-        row = trainer.step(stop.is_set())
+        row = trainer.step(stop.is_set)
         validating = trainer.meter.step % trainer.config.save_every == 0 or trainer.progress() >= 1
         if validating:
             row["validation_perplexity"] = round(trainer.validate(validation), 4)

@@ -71,6 +71,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not value >= 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+        if self.tempo > 1:
+            raise TrainingError(f"--tempo must be at most 1, twice as fast or half, got {self.tempo}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision}")
         if not 0 <= self.dropout < 1:

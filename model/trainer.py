@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,9 +57,10 @@ class Trainer:
         workers: Workers | None = None,
         about: Mapping[str, str] | None = None,
         fingerprint: str | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.workers = workers or Workers()
-        self.about = about or {}
+        self.about, self.origin = about or {}, origin or {}
         self.config, self.out, self.tokenizer, self.device = config, out, tokenizer, self.workers.device
         self.schedule = schedules.build(config.schedule, config.layers, config.budget)
         self.network = DSMR(model_config(config, len(tokenizer)), self.schedule.horizons, config.dropout)
@@ -107,12 +108,12 @@ class Trainer:
         floor = self.config.final_learning_rate
         return self.config.learning_rate * warmup * (floor + (1 - floor) * cosine)
 
-    def step(self, stop: bool = False) -> dict[str, float]:
+    def step(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """One optimizer step over `accumulate` segments of every lane of every worker; returns the log's row.
 
         The loss is the mean over all tokens that all workers predict: masked tails count nothing, and a
-        worker with fewer tokens weighs less. If any worker is told to stop, `stopping` is true on all of them
-        afterwards. Raises TrainingError if the loss diverges or memory runs out.
+        worker with fewer tokens weighs less. If `stop` says so on any worker, `stopping` is true on all
+        of them afterwards. Raises TrainingError if the loss diverges or memory runs out.
         """
         began = time.monotonic()
         batches = [self._batch() for _ in range(self.config.accumulate)]
@@ -129,7 +130,7 @@ class Trainer:
             grad_norm = float(
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
             )
-            loss, took, stops = self.workers.sum(float(own), self._clock(began), stop)
+            loss, took, stops = self.workers.sum(float(own), self._clock(began), stop())
             self._require_convergence(loss, grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -194,6 +195,7 @@ class Trainer:
             "tokenizer": self._tokenizer_digest(),
             "meter": json.dumps(asdict(self.meter)),
             "launch": distributed.launch(),
+            "origin": json.dumps(self.origin),
         }
         copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         checkpoint.save_tensors(self.out / run_folder.TRAINING, copies, metadata)

@@ -211,9 +211,7 @@ def test_torch_says_allocate_memory_when_there_is_none(made: Trainer) -> None:
 
 def test_a_budget_that_memory_cannot_hold(corpus: Path, tmp_path: Path) -> None:
     """The states are allocated before the first step."""
-    with pytest.raises(
-        TrainingError, match=r"out of memory before the first step .* --budget \(9{11}"
-    ):
+    with pytest.raises(TrainingError, match=r"out of memory before the first step .* --budget \(9{11}"):
         run(tmp_path / "run", corpus, schedule=f"{10**12 - 9},5", budget=10**12 - 1)
 
 
@@ -266,7 +264,16 @@ def test_resume_alone_keeps_the_length(corpus: Path, tmp_path: Path) -> None:
     assert saved_length(out) == {"steps": 4, "minutes": None}
     code, said = finish(start(*command(out, corpus, "--resume")))
     assert code == 0, said
-    assert len(log_of(out)) == 4
+    assert len(log_of(out)) == 4 and "is already at step 4" in said
+
+
+def test_resume_alone_keeps_the_data(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny(steps=4), out, corpus, limit=3, console=Console(quiet=True))
+    train(tiny(steps=6), out, resume=True, console=Console(quiet=True))
+    assert len(log_of(out)) == 6
+    with pytest.raises(TrainingError, match="was trained on other pieces: 3 when it began, 5 now"):
+        train(tiny(steps=8), out, corpus, resume=True, console=Console(quiet=True))
 
 
 def test_options_that_a_resumed_run_cannot_take(corpus: Path, tmp_path: Path) -> None:
@@ -381,6 +388,13 @@ def test_tensorboard_is_optional(corpus: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match="--tensorboard needs the tensorboard package: pip install"):
         train(tiny(), tmp_path / "run", corpus, tensorboard=True, console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_saved_is_as_readable_as_any_file(corpus: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", corpus, steps=4)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert len(modes) == 1
 
 
 def test_tensorboard_gets_what_the_log_gets(

@@ -28,6 +28,7 @@ from dsmr_export.model import (
     data,
     history,
     profile,
+    run_folder,
     study,
     study_output,
     study_plan,
@@ -245,10 +246,10 @@ def test_an_interrupted_study_gives_the_same_table(
 ) -> None:
     step = Trainer.step
 
-    def killed(self: Trainer) -> Any:
+    def killed(self: Trainer, *stop: Any) -> Any:
         if self.config.seed == 1 and self.meter.step == 4:  # in the third run, after its first save
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, *stop)
 
     out = tmp_path / "study"
     monkeypatch.setattr(Trainer, "step", killed)
@@ -271,10 +272,10 @@ def test_ctrl_c_stops_the_study_and_not_the_run_alone(
 ) -> None:
     step = Trainer.step
 
-    def interrupted(self: Trainer) -> Any:
+    def interrupted(self: Trainer, *stop: Any) -> Any:
         if self.meter.step == 1:
             signal.raise_signal(signal.SIGINT)
-        return step(self)
+        return step(self, *stop)
 
     out = tmp_path / "study"
     monkeypatch.setattr(Trainer, "step", interrupted)
@@ -302,11 +303,11 @@ def test_a_run_that_diverges_is_reported_and_the_others_go_on(
 ) -> None:
     step = Trainer.step
 
-    def poisoned(self: Trainer) -> Any:
+    def poisoned(self: Trainer, *stop: Any) -> Any:
         if self.config.seed == 0 and self.config.schedule == LIST and self.meter.step == 4:
             with torch.no_grad():
                 self.network.embedding.weight.fill_(float("nan"))
-        return step(self)
+        return step(self, *stop)
 
     out = tmp_path / "study"
     monkeypatch.setattr(Trainer, "step", poisoned)
@@ -414,6 +415,33 @@ def test_a_measurement_is_kept_while_the_options_are_the_same(copied: Path, comp
     assert found["missing"] == ["speed and memory: not measured"]  # what is kept is of other schedules
     (copied / "profile.json").write_text("[]")
     assert dsmr("study", "--out", copied, "--only", "report").exit_code == 0
+
+
+def test_a_measurement_that_failed_is_made_again(copied: Path, compare: Mock) -> None:
+    figures = compare.side_effect
+
+    def failing(configs: Mapping[str, TrainConfig], *more: Any, **others: Any) -> Any:
+        found = figures(configs, *more, **others)
+        return {name: {"error": "its process ended with 1"} for name in found}
+
+    compare.side_effect = failing
+    dsmr("study", "--out", copied, "--only", "measure")
+    compare.side_effect = figures
+    dsmr("study", "--out", copied, "--only", "measure")
+    assert compare.call_count == 2
+    dsmr("study", "--out", copied, "--only", "measure")
+    assert compare.call_count == 2
+
+
+@pytest.mark.parametrize(("revision", "said"), [(None, "git unknown"), ("abc123", "git abc123")])
+def test_the_report_says_what_measured(
+    revision: str | None, said: str, copied: Path, compare: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revision is None where the package is not run from a clone."""
+    monkeypatch.setattr(run_folder, "git_revision", lambda: revision)
+    assert dsmr("study", "--out", copied, "--only", "measure").exit_code == 0
+    (line,) = [line for line in (copied / "study.md").read_text().splitlines() if "Measured on" in line]
+    assert line.endswith(said)
 
 
 def test_runs_on_different_pieces_are_named(copied: Path) -> None:

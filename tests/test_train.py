@@ -120,10 +120,10 @@ def test_a_run_killed_between_two_saves_goes_on_from_the_first(
 
     step = Trainer.step
 
-    def killed(self: Trainer) -> dict[str, float]:
+    def killed(self: Trainer, *stop: Any) -> dict[str, float]:
         if self.meter.step == 6:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, *stop)
 
     monkeypatch.setattr(Trainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -168,10 +168,10 @@ def test_a_run_stopped_before_its_first_save_begins_again(
     """Neither refused as existing nor as having nothing to resume, one pointing at the other."""
     step = Trainer.step
 
-    def killed(self: Trainer) -> dict[str, float]:
+    def killed(self: Trainer, *stop: Any) -> dict[str, float]:
         if self.meter.step == 2:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, *stop)
 
     monkeypatch.setattr(Trainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -213,11 +213,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(
 ) -> None:
     step = Trainer.step
 
-    def poisoned(self: Trainer) -> dict[str, float]:
+    def poisoned(self: Trainer, *stop: Any) -> dict[str, float]:
         if self.meter.step == 5:
             with torch.no_grad():
                 self.network.norm.weight[0] = math.nan
-        return step(self)
+        return step(self, *stop)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(
@@ -315,6 +315,11 @@ def test_the_learning_rate_warms_up_and_comes_down(pieces: list[data.TokenizedPi
         ({"learning_rate": 0.0}, "--learning-rate must be positive, got 0.0"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1, got 1.0"),
         ({"transpose": -1}, "--transpose must be 0 or more, got -1"),
+        ({"tempo": 3.0}, "--tempo must be at most 1, twice as fast or half, got 3.0"),
+        ({"precision": "fp8"}, "--precision must be one of auto, fp32, bf16, got fp8"),
+        ({"velocity": -1}, "--velocity must be 0 or more, got -1"),
+        ({"accumulate": 0}, "--accumulate must be positive, got 0"),
+        ({"validation_pieces": 0}, "--validation-pieces must be positive, got 0"),
         ({"tempo": -0.5}, "--tempo must be 0 or more, got -0.5"),
         ({"seed": -1}, "--seed must be 0 or more, got -1"),
     ],
