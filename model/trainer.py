@@ -60,7 +60,8 @@ class Trainer:
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.workers = workers or Workers()
-        self.about, self.origin = about or {}, origin or {}
+        self.about: Mapping[str, str] = about or {}
+        self.origin: Mapping[str, Any] = origin or {}
         self.config, self.out, self.tokenizer, self.device = config, out, tokenizer, self.workers.device
         self.schedule = schedules.build(config.schedule, config.layers, config.budget)
         self.network = DSMR(model_config(config, len(tokenizer)), self.schedule.horizons, config.dropout)
@@ -306,7 +307,7 @@ class Trainer:
     def _save_checkpoint(self, name: str, about: Mapping[str, float] | None = None) -> None:
         if self.workers.leads:
             text = tokens.to_json(self.tokenizer)
-            together = {**self.about, **(about or {})}
+            together: dict[str, str | float] = {**self.about, **(about or {})}
             checkpoint.save(self.out / name, self.network, self.schedule, text, about=together)
 
 
