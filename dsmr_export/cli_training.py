@@ -83,12 +83,11 @@ def train(
     if not profile and out is None:
         raise click.UsageError("Missing option '--out'.")
     require("torch", "train")
-    import torch
 
     from dsmr_export.model import train as training
     from dsmr_export.model.train_config import TrainConfig
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _default_device()
     if profile:
         if options["steps"] is None and options["minutes"] is None:
             options["steps"] = 1  # a profile is as long as it is
@@ -162,7 +161,6 @@ def evaluate(
     require("torch", "train")
     if plots is not None:
         require("matplotlib", "train")
-    import torch
 
     from dsmr_export import figures, tables
     from dsmr_export.model import checkpoint as checkpoints
@@ -171,7 +169,7 @@ def evaluate(
     source = checkpoints.load(checkpoint)
     if plots is not None:
         figures.require_folder(plots)
-    with distributed.join(device or ("cuda" if torch.cuda.is_available() else "cpu")) as here:
+    with distributed.join(device or _default_device()) as here:
         pieces = _read_pieces(source, data_path, split, limit)
         with stages("tokens") as progress:
             found = history.judge(source, pieces, device=str(here.device), progress=progress)
@@ -232,13 +230,12 @@ def study(
     """
     require("torch", "train")
     require("matplotlib", "train")
-    import torch
 
     from dsmr_export import tables
     from dsmr_export.model import study as studies
     from dsmr_export.model import study_output, study_plan, study_report
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _default_device()
     default = ParameterSource.DEFAULT
     given = {k: v for k, v in options.items() if context.get_parameter_source(k) is not default}
     asked = study_plan.settle(out, given)
@@ -260,6 +257,12 @@ def study(
         stderr().print(f"{out / 'study.md'}", soft_wrap=True)
     if found["failed"]:
         raise DsmrError("; ".join(found["failed"]))
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pieces_through_miditok(

@@ -35,7 +35,7 @@ from dsmr_export.model.distributed import Workers
 from dsmr_export.model.lanes import Batch
 from dsmr_export.model.network import RecurrentState
 from dsmr_export.model.train_config import TrainConfig
-from dsmr_export.model.trainer import Trainer, model_config
+from dsmr_export.model.trainer import Trainer, first_line, is_out_of_memory, model_config
 from dsmr_export.tables import size
 
 if TYPE_CHECKING:
@@ -425,10 +425,8 @@ def _serve(connection: Connection, config: TrainConfig, device: str, threads: in
     except EOFError:
         pass  # nobody listens any more
     except (DsmrError, RuntimeError, MemoryError) as error:
-        first = str(error).strip().splitlines()
-        out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-        text = first[0] if first else type(error).__name__
-        connection.send({"error": f"out of memory ({text})" if out else text})
+        text = first_line(error)
+        connection.send({"error": f"out of memory ({text})" if is_out_of_memory(error) else text})
 
 
 class RandomSteps(Trainer):

@@ -133,7 +133,7 @@ class Study:
     @property
     def budget_bytes(self) -> int:
         """Float32 recurrent state that the budget pays for."""
-        return self.base.budget * 2 * self.base.kv_heads * self.base.head_dim * 4
+        return state_bytes(portable_state([self.base.budget], self.base.kv_heads, self.base.head_dim))
 
     def runs(self) -> list[Run]:
         """All schedules with the first seed, then with the next: a study cut short still compares."""

@@ -331,8 +331,8 @@ def explaining(config: TrainConfig, device: torch.device, where: str) -> Iterato
         with noticing_the_dead():
             yield
     except (RuntimeError, MemoryError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+        first = first_line(error)
+        if is_out_of_memory(error):
             raise FailedRunError(
                 f"out of memory {where} on {device} ({first}): lower --lanes ({config.lanes}), --segment "
                 f"({config.segment}) or --budget ({config.budget}); --accumulate makes up for fewer lanes"
@@ -340,6 +340,16 @@ def explaining(config: TrainConfig, device: torch.device, where: str) -> Iterato
         if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise TrainingError(f"--compile does not work here ({first}): leave it out") from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU, in Python, or as torch says it of a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _precision(asked: str, device: torch.device) -> str:
