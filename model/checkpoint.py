@@ -24,7 +24,7 @@ from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.network import DSMR
 from dsmr_export.runtime.bundle import file_sha256
-from dsmr_export.runtime.midi import write_atomically
+from dsmr_export.runtime.files import write_atomically
 from dsmr_export.schedule import Schedule
 
 if TYPE_CHECKING:

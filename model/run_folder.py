@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 import dsmr_export
 from dsmr_export.errors import OutputError, TrainingError
 from dsmr_export.model import checkpoint
-from dsmr_export.runtime.midi import write_atomically
+from dsmr_export.runtime.files import write_atomically
 
 TRAINING, RUN, LOG, TENSORBOARD = "training.safetensors", "run.json", "log.csv", "tensorboard"
 FORMAT = "2"

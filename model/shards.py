@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr_export.errors import OutputError
-from dsmr_export.runtime.midi import write_atomically
+from dsmr_export.runtime.files import write_atomically
 
 Ids = NDArray[np.uint16]
 

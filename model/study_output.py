@@ -18,7 +18,7 @@ from dsmr_export import figures, tables
 from dsmr_export.model import run_folder, study
 from dsmr_export.model.study_plan import Study
 from dsmr_export.model.study_report import MEASURES
-from dsmr_export.runtime.midi import write_atomically
+from dsmr_export.runtime.files import write_atomically
 from dsmr_export.tables import mean_and_spread, number, size, speed
 
 Report = Mapping[str, Any]

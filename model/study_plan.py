@@ -23,7 +23,7 @@ from dsmr_export import schedule as schedules
 from dsmr_export.errors import CheckpointError, TrainingError
 from dsmr_export.model.train_config import TrainConfig
 from dsmr_export.model.trainer import model_config
-from dsmr_export.runtime.midi import write_atomically
+from dsmr_export.runtime.files import write_atomically
 from dsmr_export.schedule import Schedule
 from dsmr_export.state import portable_state, state_bytes
 

@@ -10,7 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
-from dsmr_export.errors import MidiError, OutputError
+from dsmr_export.errors import MidiError
+from dsmr_export.runtime.files import write_atomically
 from dsmr_export.runtime.performance import PIANO_RANGE, STEP_MS, Performance, Recorder, to_events, to_notes
 
 MAX_HOURS = 24
@@ -105,25 +106,6 @@ def write_midi(
     data = io.BytesIO()
     mido.MidiFile(type=0, ticks_per_beat=500, tracks=[track]).save(file=data)
     write_atomically(Path(path), data.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step. Raises ``OutputError``; then ``path`` is as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); choose another place or make room"
-        ) from error
 
 
 def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes], name: str | None) -> tuple[bytes, str]:
