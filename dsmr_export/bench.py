@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dsmr_export import parity
 from dsmr_export.errors import DsmrError
+from dsmr_export.runtime import cpu
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.play import SAMPLING, Performer
 
@@ -58,7 +59,7 @@ def run(
     bundle: Bundle,
     checkpoint: Path | None = None,
     steps: int = STEPS,
-    threads: int = 1,
+    threads: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Times `steps` steps of every graph, and of PyTorch eager with the checkpoint the bundle was made from.
@@ -76,6 +77,7 @@ def run(
     if steps < 1:
         raise DsmrError(f"steps is {steps}: give 1 or more")
     source, reason = parity.find_reference(bundle, checkpoint)
+    threads = bundle.threads if threads is None else threads
     ids = filling(bundle)
     contestants: dict[str, Contestant] = {
         name: GraphSteps(bundle, name, threads, ids) for name in bundle.manifest.graphs
@@ -140,11 +142,11 @@ class _MeteredSession:
 class _MeteredBundle(Bundle):
     """A bundle whose session of one graph is metered."""
 
-    def __init__(self, bundle: Bundle, graph: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, graph: str, threads: int | None) -> None:
         super().__init__(bundle.path, bundle.manifest, bundle.identity, bundle.warnings)
         self.metered = _MeteredSession(bundle.session(graph, threads))
 
-    def session(self, name: str | None = None, threads: int = 1) -> Any:
+    def session(self, name: str | None = None, threads: int | None = None, safe: bool | None = None) -> Any:
         return self.metered
 
 
@@ -254,23 +256,12 @@ def _ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[s
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": cpu.read().model,
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    named = {key.strip(): value.strip() for key, value in found.items()}
-    # "Model" is the board, as a Raspberry Pi names itself; "model" alone is a number on x86.
-    return named.get("model name") or named.get("Model") or platform.processor() or "unknown"
 
 
 def versions() -> dict[str, str | None]:
