@@ -61,7 +61,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One ONNX graph. `quantization` is None for float weights, else what was applied, per tensor."""
+    """One ONNX graph. `quantization` is None for float weights, else what was applied, per tensor.
+
+    requires: CPU features as Linux names them; a CPU with any one of them runs this graph well. Empty: any
+    CPU."""
 
     file: str
     sha256: str
@@ -73,6 +76,7 @@ class GraphEntry:
     quantization: dict[str, Any] | None
     state: tuple[StateTensor, ...]
     stream: StreamRule
+    requires: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -121,11 +125,28 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class SessionEntry:
+    """How the target wants onnxruntime set up: threads of one call, session configuration entries, and the
+    environment it starts in, by architecture (`platform.machine()`; "all" = any).
+    """
+
+    threads: int
+    options: dict[str, str]
+    environment: dict[str, dict[str, str]]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def environment_on(self, architecture: str) -> dict[str, str]:
+        """What to set on this architecture; the more specific entry wins."""
+        return {**self.environment.get("all", {}), **self.environment.get(architecture, {})}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `manifest.json`.
 
-    `grammar`, `parity` and `provenance` stay plain JSON: their readers own their form.
-    """
+    `grammar`, `parity` and `provenance` stay plain JSON: their readers own their form. default_graph runs
+    well on every CPU of the target. preference names all graphs, the one to run first where the CPU has what
+    it requires; empty in bundles of older versions."""
 
     name: str
     model: ModelShape
@@ -142,6 +163,8 @@ class Manifest:
     parity: dict[str, Any]
     provenance: dict[str, Any]
     generation: Generation | None = None
+    preference: tuple[str, ...] = ()
+    session: SessionEntry | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
     extra: dict[str, Any] = field(default_factory=dict)
@@ -305,6 +328,10 @@ def _check(manifest: Manifest) -> None:
         raise _bad("schedule or model is not one that a graph can have")
     if manifest.default_graph not in manifest.graphs:
         raise _bad(f"default_graph {manifest.default_graph!r} is not among the graphs")
+    if manifest.preference and sorted(manifest.preference) != sorted(manifest.graphs):
+        raise _bad("preference does not name each graph once")
+    if manifest.session:
+        _check_session(manifest.session)
     for i, token in enumerate(manifest.events.tokens):
         if token.kind not in EVENT_KINDS:
             raise _bad(f"events.tokens[{i}].kind is {token.kind!r}, not one of {', '.join(EVENT_KINDS)}")
@@ -338,6 +365,15 @@ def _check_graph(where: str, graph: GraphEntry, manifest: Manifest) -> None:
     rule = graph.stream
     if min(rule.period, rule.max_segment) < 1 or rule.wrap_at < rule.capacity:
         raise _bad(f"{where}.stream is not a rule that a host can follow")
+
+
+def _check_session(session: SessionEntry) -> None:
+    if session.threads < 1:
+        raise _bad(f"session.threads is {session.threads}, it should be 1 or more")
+    for architecture, variables in session.environment.items():
+        for variable in variables:
+            if not variable.startswith("ORT_"):  # a bundle sets up onnxruntime, not the process
+                raise _bad(f"session.environment.{architecture} sets {variable}, which is not onnxruntime's")
 
 
 def _check_file(where: str, file: str, sha256: str) -> None:

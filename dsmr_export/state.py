@@ -7,8 +7,8 @@ Axes: B batch, S tokens of this segment, M cached tokens, H heads, D head width,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 SLACK = 16
@@ -23,7 +23,10 @@ ITEMSIZE = {"float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One recurrent tensor of a graph: the past it reads and the present it writes are shaped alike."""
+    """One recurrent tensor of a graph: the past it reads and the present it writes are shaped alike.
+
+    scale: of int8 state, one a channel, kv head by kv head: value = scale * stored. The graph holds them too.
+    """
 
     layer: int
     kind: str
@@ -98,6 +101,13 @@ def fused_state(
     return _state(horizons, [fused_capacity(h) for h in horizons], kv_heads, head_dim, dtype)
 
 
+def quantized_state(
+    state: Sequence[StateTensor], scales: Mapping[str, Sequence[float]]
+) -> tuple[StateTensor, ...]:
+    """The same tensors as int8, each with its scales [kv_heads · D], given by input name."""
+    return tuple(replace(tensor, dtype="int8", scale=tuple(scales[tensor.input])) for tensor in state)
+
+
 def portable_state(horizons: Sequence[int], kv_heads: int, head_dim: int) -> tuple[StateTensor, ...]:
     """State of the `portable` graph: float32 [1, kv_heads, horizon, D] per layer and kind.
 
@@ -108,6 +118,11 @@ def portable_state(horizons: Sequence[int], kv_heads: int, head_dim: int) -> tup
 
 def state_bytes(state: Sequence[StateTensor]) -> int:
     return sum(tensor.nbytes for tensor in state)
+
+
+def read_bytes(state: Sequence[StateTensor]) -> int:
+    """Bytes of keys and values that one token attends to when every window is full: horizon + 1 rows each."""
+    return sum(tensor.nbytes * (tensor.horizon + 1) // tensor.shape[2] for tensor in state)
 
 
 def _state(

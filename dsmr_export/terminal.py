@@ -44,7 +44,7 @@ def refusing() -> Iterator[None]:
 
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic", "platformdirs", "matplotlib"), "train"),
+    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "optimum"), "export"),
 }
 

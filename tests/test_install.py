@@ -69,7 +69,8 @@ def test_lock_is_closed() -> None:
 
 
 def test_base_install_is_light() -> None:
-    assert {requirement.name for requirement in BASE} == {"numpy", "onnxruntime", "click", "mido", "rich"}
+    names = {"numpy", "onnxruntime", "click", "mido", "rich", "platformdirs"}
+    assert {requirement.name for requirement in BASE} == names
     heavy = {"torch", "onnx", "miditok", "symusic", "optimum-onnx", "safetensors"}
     assert not {requirement.name for requirement in EXTRAS["live"]} & heavy
 

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {"dsmr_export": "dsmr_export", "model": "dsmr_export.model", "targets": "dsmr_export.targets"}
 
 SHARED = {"dsmr_export", *(f"dsmr_export.{name}" for name in ("errors", "schedule", "state", "manifest"))}
-DEVICE = {"numpy", "onnxruntime", "mido", "rtmidi"}
+DEVICE = {"numpy", "onnxruntime", "mido", "rtmidi", "platformdirs"}
 
 # Module prefix -> what it may import besides the standard library; the longest prefix that fits applies.
 # Ours are given as modules (a package stands for all of it), others as top-level packages.

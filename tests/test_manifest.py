@@ -91,6 +91,23 @@ def test_json_to_dataclasses_and_back_loses_nothing() -> None:
     assert manifest.schedule.horizons == HORIZONS
 
 
+SESSION = {
+    "threads": 1,
+    "options": {"session.intra_op.spin_duration_us": "50"},
+    "environment": {"all": {"ORT_A": "1", "ORT_B": "2"}, "aarch64": {"ORT_B": "3"}},
+}
+
+
+def test_what_a_target_asks_for_is_read_and_written() -> None:
+    data = a_manifest() | {"preference": ["fp32"], "session": SESSION}
+    data["graphs"]["fp32"]["requires"] = ["asimddp", "avx2"]
+    manifest = Manifest.from_json(data)
+    assert manifest.to_json() == data
+    assert manifest.session is not None and manifest.graphs["fp32"].requires == ("asimddp", "avx2")
+    assert manifest.session.environment_on("aarch64") == {"ORT_A": "1", "ORT_B": "3"}
+    assert manifest.session.environment_on("x86_64") == {"ORT_A": "1", "ORT_B": "2"}
+
+
 def test_write_then_read(tmp_path: Path) -> None:
     manifest = Manifest.from_json(a_manifest())
     manifest.write(tmp_path / "manifest.json")
@@ -185,6 +202,12 @@ CONTRADICTIONS = {
     "file outside the bundle": (change("graphs", "fp32", "file", to="../x"), "not a path inside"),
     "absolute file": (change("golden", "file", to="/etc/passwd"), "not a path inside"),
     "not a hash": (change("tokenizer", "sha256", to="abc"), "64 hex digits"),
+    "preference without a graph": (change("preference", to=["int8"]), "preference does not name"),
+    "no thread": (change("session", to=SESSION | {"threads": 0}), "session.threads is 0"),
+    "somebody else's environment": (
+        change("session", to=SESSION | {"environment": {"all": {"LD_PRELOAD": "x"}}}),
+        "session.environment.all sets LD_PRELOAD",
+    ),
     "not a bundle": (change("format", to="zip"), '"format" is not'),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from dsmr_export.runtime.session import check_interface, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from dsmr_export.runtime.selection import Selection
 
 SUMS = "SHA256SUMS"
 AGAIN = "copy the bundle again, or export it again"
@@ -110,7 +113,8 @@ class Bundle:
         self.manifest = manifest
         self.identity = identity
         self.warnings = notes
-        self._sessions: dict[tuple[str, int], InferenceSession] = {}
+        self._sessions: dict[tuple[str, int, bool], InferenceSession] = {}
+        self._selection: Selection | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
@@ -134,9 +138,26 @@ class Bundle:
             _check_entry(folder, f"graphs.{name}", graph, sums)
         return cls(folder, manifest, sums[MANIFEST], notes)
 
+    def selected(self, say: Callable[[str], None] = lambda text: None) -> Selection:
+        """Which graph this machine runs, and how (runtime.selection.select): found out once.
+
+        say: gets a line about each graph that failed. Raises BundleError where none passes its golden
+        vectors."""
+        from dsmr_export.runtime.selection import select
+
+        if self._selection is None:
+            self._selection = select(self, say)
+        return self._selection
+
     @property
     def default_graph(self) -> str:
-        return self.manifest.default_graph
+        """The graph that this machine runs when none is named."""
+        return self.selected().graph
+
+    @property
+    def threads(self) -> int:
+        """Of one call, where the caller names no number: the target's."""
+        return self.manifest.session.threads if self.manifest.session else 1
 
     def graph(self, name: str | None = None) -> GraphEntry:
         """A graph's entry (None: the default's). Raises BundleError with the names of those there are."""
@@ -145,17 +166,26 @@ class Bundle:
             raise BundleError(f"{self.path} has no graph {name!r}: it has {', '.join(graphs)}")
         return graphs[name]
 
-    def session(self, name: str | None = None, threads: int = 1) -> InferenceSession:
-        """A graph's session, opened once per number of threads and shared: the state is the caller's.
+    def session(
+        self, name: str | None = None, threads: int | None = None, safe: bool | None = None
+    ) -> InferenceSession:
+        """A graph's session, opened once for each way of asking and shared: the state is the caller's.
 
+        threads: None = the bundle's. safe: with safer options (session.open_session); None = as selected.
         Raises BundleError (unknown graph), GraphError (onnxruntime too old, or not what the manifest says).
         """
         entry, name = self.graph(name), name or self.default_graph
-        if (name, threads) not in self._sessions:
-            session = open_session(self.path / entry.file, threads, entry.min_onnxruntime, name)
+        threads = self.threads if threads is None else threads
+        if safe is None:
+            safe = self._selection is not None and self._selection.graph == name and self._selection.safe
+        key = name, threads, safe
+        if key not in self._sessions:
+            session = open_session(
+                self.path / entry.file, threads, entry.min_onnxruntime, name, self.manifest.session, safe
+            )
             check_interface(session, entry, name)
-            self._sessions[name, threads] = session
-        return self._sessions[name, threads]
+            self._sessions[key] = session
+        return self._sessions[key]
 
     @cached_property
     def event_table(self) -> EventTable:

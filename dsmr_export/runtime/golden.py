@@ -76,17 +76,19 @@ class GoldenResult:
     passed: bool
 
 
-def check_golden(bundle: Bundle, graph: str | None = None, threads: int = 1) -> GoldenResult:
+def check_golden(
+    bundle: Bundle, graph: str | None = None, threads: int | None = None, safe: bool | None = None
+) -> GoldenResult:
     """Runs the golden tokens through a graph (None: the default) in their stored segments, and applies the
     pass rule.
 
-    Float graphs: max |difference| <= 1e-3. Quantized graphs: mean KL <= 1e-3 and top-1 agreement >= 0.97.
-    Raises BundleError or GraphError when the graph cannot be run at all.
-    """
+    threads and safe: as in `Bundle.session`. Float graphs: max |difference| <= 1e-3. Quantized graphs: mean
+    KL <= 1e-3 and top-1 agreement >= 0.97. Raises BundleError or GraphError when the graph cannot be run at
+    all."""
     from dsmr_export.runtime.stream import Stream
 
     golden, name = bundle.golden, graph or bundle.default_graph
-    stream = Stream(bundle, name, threads)
+    stream = Stream(bundle, name, threads, safe=safe)
     cuts = np.cumsum(golden.segments)[:-1]
     found = np.concatenate([stream.feed(part) for part in np.split(golden.input_ids, cuts)])[golden.positions]
     expected = golden.logits[name]

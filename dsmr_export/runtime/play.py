@@ -45,6 +45,10 @@ that still waits for its velocity a frame takes at most 129 tokens and its shift
 at most 13,000: music time passes whatever the model prefers.
 """
 
+PROMPT_SEGMENT = 128
+"""Tokens of one call while a prompt is heard: longer ones are hardly faster, and where attention keeps whole
+score matrices (ARM, without the flash kernel) four times as many tokens take four times the memory. """
+
 Progress = Callable[[str, float, float], None]
 """Called with a stage ("hearing" the prompt, "playing"), seconds of music done, and seconds in all."""
 
@@ -109,7 +113,7 @@ class Performer:
         sampling: Sampling = SAMPLING,
         seed: int = 0,
         graph: str | None = None,
-        threads: int = 1,
+        threads: int | None = None,
         pace: float | None = None,
     ) -> None:
         if seed < 0:
@@ -120,7 +124,7 @@ class Performer:
         self.stream = Stream(bundle, graph, threads)
         self._mask = Paced(bundle.grammar(allow_eos=False))
         self._rng = np.random.default_rng(seed)
-        self._max_segment = bundle.graph(graph).stream.max_segment
+        self._segment = min(PROMPT_SEGMENT, bundle.graph(graph).stream.max_segment)
 
     def begin(self, ids: Sequence[int] = (), progress: Callable[[int], None] | None = None) -> None:
         """A new piece: forget everything but the random generator, then hear BOS and ``ids``, as ``hear``."""
@@ -130,8 +134,8 @@ class Performer:
 
     def hear(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
         """Feed ids [S], S >= 0, that somebody else played; ``progress`` gets how many were fed so far."""
-        for start in range(0, len(ids), self._max_segment):
-            segment = ids[start : start + self._max_segment]
+        for start in range(0, len(ids), self._segment):
+            segment = ids[start : start + self._segment]
             self.stream.feed(segment)
             for token in segment:
                 self._mask.advance(token)
@@ -189,7 +193,7 @@ def continue_prompt(
     sampling: Sampling = SAMPLING,
     seed: int = 0,
     graph: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     progress: Progress = lambda stage, done, total: None,
     pace: float | None = None,
 ) -> Continuation:

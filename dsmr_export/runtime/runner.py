@@ -50,9 +50,9 @@ class RopeTable:
 class Runner:
     """What both graphs share: the buffers, and the two kinds of call.
 
-    `state` holds the graph's own arrays by input name; `count` is what the graph is told of the past
-    (fused: T, wrapped; portable: valid tokens, saturating). Both together are the recurrent state.
-    """
+    `state` holds the graph's own arrays by input name, `tensors` says what they are; `count` is what the
+    graph is told of the past (fused: T, wrapped; portable: valid tokens, saturating). Both together are the
+    recurrent state."""
 
     def __init__(
         self, session: InferenceSession, entry: GraphEntry, model: ModelShape, rope_rows: int
@@ -61,6 +61,7 @@ class Runner:
         self._entry = entry
         self._ortvalue = load_onnxruntime().OrtValue.ortvalue_from_numpy
         self.max_segment = entry.stream.max_segment
+        self.tensors = entry.state
         self.count = 0
         self.state = self._new_state()
         self._ids = np.zeros((1, self.max_segment), np.int64)

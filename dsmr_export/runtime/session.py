@@ -1,29 +1,44 @@
 """The one place that opens onnxruntime sessions: options, version check, interface check.
 
 Options (design, section 8): explicit threads, no spinning (the default spins a core at 50 steps a second),
-s8 weights in the precision that AVX2 without VNNI needs, telemetry off before the import.
+s8 weights in the precision that AVX2 without VNNI needs, telemetry off before the import; what a bundle's
+manifest asks for comes on top of them.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dsmr_export.errors import GraphError
-from dsmr_export.manifest import GraphEntry
+from dsmr_export.manifest import GraphEntry, SessionEntry
+from dsmr_export.runtime.cpu import require_64_bit
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-SPIN_DURATION_US = 50
-"""How long an idle thread spins before it sleeps: the gap between two nodes, not two tokens."""
+OPTIONS = {
+    # How long an idle thread spins before it sleeps: the gap between two nodes, not two tokens.
+    "session.intra_op.spin_duration_us": "50",
+    "session.x64quantprecision": "1",
+}
+"""Session configuration of every graph; a manifest's own entries win."""
+
+SAFE_OPTIONS = {"mlas.disable_kleidiai": "1"}
+"""What a session gets on top where the golden vectors failed with all optimizations: no KleidiAI kernels on
+ARM, and only onnxruntime's basic graph optimizations, so that every operator runs unfused."""
 
 
 def load_onnxruntime() -> ModuleType:
-    """onnxruntime, imported without telemetry unless the user asked for it. Raises GraphError."""
+    """onnxruntime, imported without telemetry unless the user asked for it.
+
+    Raises GraphError where it cannot be imported, DsmrError on a 32-bit system, which it has no wheels for.
+    """
+    require_64_bit()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -40,14 +55,23 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 
 def open_session(
-    path: str | os.PathLike[str], threads: int = 1, min_onnxruntime: str | None = None, name: str = ""
+    path: str | os.PathLike[str],
+    threads: int = 1,
+    min_onnxruntime: str | None = None,
+    name: str = "",
+    setup: SessionEntry | None = None,
+    safe: bool = False,
 ) -> InferenceSession:
     """A CPU session for the graph at `path` with `threads` intra-op threads.
 
-    Raises GraphError when the graph needs a newer onnxruntime (naming both versions) or cannot be loaded.
+    setup: the manifest's options and environment. The environment is the process's: a variable that the user
+    has set stays. safe: SAFE_OPTIONS. Raises GraphError when the graph needs a newer onnxruntime (naming both
+    versions) or cannot be loaded.
     """
     if threads < 1:
         raise GraphError(f"threads is {threads}: give 1 or more")
+    for variable, value in setup.environment_on(platform.machine()).items() if setup else ():
+        os.environ.setdefault(variable, value)
     onnxruntime = load_onnxruntime()
     label = name or Path(path).name
     if min_onnxruntime and version_tuple(onnxruntime.__version__) < version_tuple(min_onnxruntime):
@@ -62,8 +86,14 @@ def open_session(
     options.log_severity_level = (
         3  # errors only: onnxruntime probes for GPUs and warns about it on many boards
     )
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_DURATION_US))
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    for key, value in {
+        **OPTIONS,
+        **(setup.options if setup else {}),
+        **(SAFE_OPTIONS if safe else {}),
+    }.items():
+        options.add_session_config_entry(key, value)
+    if safe:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception

@@ -55,18 +55,25 @@ class Stream:
     Streams on one bundle share the session (the weights) and have their own state.
     """
 
-    def __init__(self, bundle: Bundle, graph: str | None = None, threads: int = 1, position: int = 0) -> None:
-        """Opens `graph` (None: the bundle's default) with `threads` threads; the first token is at
-        `position`.
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: str | None = None,
+        threads: int | None = None,
+        position: int = 0,
+        safe: bool | None = None,
+    ) -> None:
+        """Opens `graph` with `threads` threads; the first token is at `position`.
 
-        Raises BundleError (no such graph), GraphError (it cannot run here), DsmrError (a bad position).
-        """
+        graph: None = what this machine runs, found out by the golden vectors at first load
+        (`Bundle.selected`). threads: None = the bundle's. safe: as in `Bundle.session`. Raises BundleError
+        (no such graph, or none that passes), GraphError (it cannot run here), DsmrError (a bad position)."""
         self.bundle = bundle
         self.graph = graph or bundle.default_graph
         entry, model = bundle.graph(self.graph), bundle.manifest.model
         self.vocab_size = model.vocab_size
         self.state_bytes = entry.state_bytes
-        self._runner: Runner = RUNNERS[entry.ops](bundle.session(self.graph, threads), entry, model)
+        self._runner: Runner = RUNNERS[entry.ops](bundle.session(self.graph, threads, safe), entry, model)
         self._step = self._runner.step
         self.reset(position)
 
