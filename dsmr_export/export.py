@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dsmr_export.errors import GraphError
 from dsmr_export.manifest import GraphEntry, ModelShape
 from dsmr_export.model import lowering
+from dsmr_export.model.config import ModelConfig
 from dsmr_export.model.network import DSMR, LayerState, Windows
 from dsmr_export.runtime.runner import RUNNERS
 from dsmr_export.runtime.session import open_session
@@ -113,9 +114,9 @@ def graph_outputs(network: DSMR, ops: str) -> dict[str, tuple[str, tuple[int | s
     }
 
 
-def model_shape(network: DSMR) -> ModelShape:
+def model_shape(config: ModelConfig) -> ModelShape:
     """The manifest's `model`."""
-    return ModelShape(**{key: v for key, v in network.config.to_dict().items() if key != "norm_eps"})
+    return ModelShape(**{key: v for key, v in config.to_dict().items() if key != "norm_eps"})
 
 
 def export_graph(
@@ -180,21 +181,28 @@ def export_graph(
         raise
 
 
-def _try_values(network: DSMR, ops: str, path: Path, opset: int, ir_version: int) -> None:
-    """Runs a written graph beside the network on random tokens. Raises GraphError where logits differ."""
-    entry = GraphEntry(
+def trial_entry(
+    network: DSMR, ops: str, path: Path, opset: int | None = None, ir_version: int = IR_VERSION
+) -> GraphEntry:
+    """What a runner must know to run a written fp32 graph that no manifest describes yet."""
+    return GraphEntry(
         file=path.name,
         sha256="",
         bytes=path.stat().st_size,
         ops=ops,
-        opset=opset,
+        opset=opset or OPSETS[ops],
         ir_version=ir_version,
         min_onnxruntime=MIN_ONNXRUNTIME[ops],
         quantization=None,
         state=graph_state(network, ops),
         stream=StreamRule.of(network.horizons),
     )
-    runner = RUNNERS[ops](open_session(path, name=ops), entry, model_shape(network))
+
+
+def _try_values(network: DSMR, ops: str, path: Path, opset: int, ir_version: int) -> None:
+    """Runs a written graph beside the network on random tokens. Raises GraphError where logits differ."""
+    entry = trial_entry(network, ops, path, opset, ir_version)
+    runner = RUNNERS[ops](open_session(path, name=ops), entry, model_shape(network.config))
     ids = np.random.default_rng(0).integers(network.config.vocab_size, size=sum(TRIAL_SEGMENTS))
     state, start = network.empty_state(), 0
     for size in TRIAL_SEGMENTS:

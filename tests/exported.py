@@ -104,13 +104,16 @@ def ready_graphs(bundle: Path) -> Iterator[list[str]]:
         asked.append(path.name)
         path.write_bytes((bundle / path.name).read_bytes())
 
-    def int8(source: Path, target: Path) -> list[quantize.TensorError]:
+    def int8(source: Path, target: Path, *_: object) -> list[quantize.TensorError]:
         graph(None, "fused", target)
-        return [quantize.TensorError(name, entry["sqnr_db"], 1) for name, entry in applied.items()]
+        return [
+            quantize.TensorError(name, entry["type"], None, entry["sqnr_db"], entry["bytes"])
+            for name, entry in applied.items()
+        ]
 
     with pytest.MonkeyPatch.context() as patch, small_gate():
         patch.setattr(export, "export_graph", graph)
-        patch.setattr(quantize, "quantize_int8", int8)
+        patch.setattr(quantize, "quantize", int8)
         yield asked
 
 

@@ -324,7 +324,7 @@ def run_in_cuts(
     session = open_session(path)
     check_interface(session, entry, ops)
     for sizes in cuttings:
-        runner, done, parts = RUNNERS[ops](session, entry, export.model_shape(network)), 0, []
+        runner, done, parts = RUNNERS[ops](session, entry, export.model_shape(network.config)), 0, []
         for size in sizes:
             parts.append(runner.run(ids[done : done + size], start + done).copy())
             done += size

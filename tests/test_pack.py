@@ -33,6 +33,7 @@ from tests.exported import HORIZONS, SHAPE, pack_tiny, ready_graphs
 
 pytest.importorskip("onnxscript", reason="needs the export extra")
 from dsmr_export import export, pack, parity, quantize
+from dsmr_export.targets import loader as targets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,7 +154,8 @@ def test_exporting_again_gives_the_same_graphs(
 
     network = checkpoint.load(tiny_checkpoint).network()
     export.export_graph(network, "fused", tmp_path / "model.onnx")
-    quantize.quantize_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    recipe = targets.load("generic").recipe("int8")
+    quantize.quantize(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", recipe)
     for file in ("model.onnx", "model.int8.onnx"):
         assert (tmp_path / file).read_bytes() == (tiny_export / file).read_bytes()
 
@@ -311,7 +313,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -
 
     module, name = {
         "export": (export, "export_graph"),
-        "quantize": (quantize, "quantize_int8"),
+        "quantize": (quantize, "quantize"),
         "manifest": (pack, "_manifest"),
         "golden": (pack, "_write_golden"),
         "parity": (parity, "check"),
