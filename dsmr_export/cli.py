@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsmr_export import __version__, cli_training
+from dsmr_export import __version__, cli_device, cli_doctor, cli_quantize, cli_training
 from dsmr_export.cli_training import pieces_through_miditok
 from dsmr_export.options import (
+    BYTES,
     PATH,
     bundle_argument,
     comma_list,
     data_options,
     json_option,
+    open_bundle,
     reference_option,
+    say_graph,
     threads_option,
 )
 from dsmr_export.progress import counter, stages
 from dsmr_export.terminal import Refusing, command_line, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
+    from dsmr_export.pack import Prepared
     from dsmr_export.runtime.bundle import Bundle
 
 
@@ -47,6 +51,9 @@ def main() -> None:
 main.add_command(cli_training.train)
 main.add_command(cli_training.evaluate)
 main.add_command(cli_training.study)
+main.add_command(cli_device.targets)
+main.add_command(cli_doctor.doctor)
+main.add_command(cli_quantize.quantize)
 
 
 @main.command("export")
@@ -59,11 +66,22 @@ main.add_command(cli_training.study)
     help="Sum of all horizons.  [default: the checkpoint's]",
 )
 @click.option(
+    "--budget-bytes",
+    type=BYTES,
+    metavar="BYTES",
+    help="The largest two_scale whose recurrent state takes so much: 2000000, 2MB or 2MiB.",
+)
+@click.option(
     "--quantize",
     default="int8",
     show_default=True,
-    callback=comma_list("none", "int8"),
-    help="none or int8.",
+    callback=comma_list("none", "int8", "int4"),
+    help="none, int8, int4, or int8,int4: the device takes what its CPU runs best.",
+)
+@click.option(
+    "--quantize-state",
+    type=click.Choice(["none", "int8"]),
+    help="Keys and values of the quantized graphs.  [default: the target's]",
 )
 @click.option(
     "--ops",
@@ -76,7 +94,7 @@ main.add_command(cli_training.study)
     "--target",
     default="generic",
     show_default=True,
-    help="Device profile: a name (dsmr targets) or a TOML file.",
+    help="Device profile: a name (dsmr targets), a TOML file, or auto: this machine.",
 )
 @click.option(
     "-o", "--output", type=PATH, default=Path("dsmr-bundle"), show_default=True, help="Folder to write."
@@ -93,20 +111,28 @@ main.add_command(cli_training.study)
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-gate", is_flag=True, help="Write the bundle even if parity is outside the gates.")
+@click.option("--dry-run", is_flag=True, help="Write nothing: say what the bundle needs on its target.")
 @json_option
-def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
+def export_command(
+    no_gate: bool, dry_run: bool, as_json: bool, quantize_state: str | None, **options: Any
+) -> None:
     """Export a checkpoint to a verified bundle.
 
     \b
     Example:
       dsmr-export --schedule two_scale --quantize int8
       dsmr-export --checkpoint runs/mine/best --schedule 2048x2,256x6 --ops fused,portable -o mine
+      dsmr-export --target raspberry-pi-5 --quantize int8,int4 --dry-run
     """
     require("torch", "export")
     require("onnx", "export")
     from dsmr_export import pack, tables
 
-    request = pack.Request(gate=not no_gate, command=command_line(), **options)
+    state = {None: None, "none": "float32", "int8": "int8"}[quantize_state]
+    request = pack.Request(gate=not no_gate, command=command_line(), quantize_state=state, **options)
+    if dry_run:
+        _say_needs(pack.prepare(request), as_json)
+        return
     log = stderr()
     graphs = len(request.graphs())
     with counter("parity", (graphs + 1) * pack.GATE_PIECES * pack.GATE_TOKENS) as progress:
@@ -116,10 +142,10 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
         return
     out = stdout()
     out.print(tables.parity_table(packed.parity, packed.manifest))
-    if packed.worst_tensors:
-        worst = packed.worst_tensors[0]
+    for name, errors in packed.errors.items():
+        worst = errors[0]
         out.print(
-            f"worst quantized tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise",
+            f"{name}, worst tensor: {worst.tensor}, {worst.sqnr_db:.1f} dB signal to quantization noise",
             soft_wrap=True,
         )
     verdict = (
@@ -129,6 +155,23 @@ def export_command(no_gate: bool, as_json: bool, **options: Any) -> None:
     )
     out.print(f"parity: {verdict}", soft_wrap=True)
     out.print(f"bundle: {packed.path}", soft_wrap=True)
+
+
+def _say_needs(prepared: Prepared, as_json: bool) -> None:
+    """What an export would need on its target. Raises TargetError where it does not fit, after saying it."""
+    from dsmr_export import budget, tables
+    from dsmr_export import schedule as schedules
+
+    rows = [(prepared.schedule, prepared.needs), *prepared.alternatives()]
+    if as_json:
+        print_json(budget.as_json(rows, prepared.target))
+    else:
+        out = stdout()
+        out.print(schedules.describe(prepared.schedule), soft_wrap=True)
+        out.print(budget.sentence(prepared.needs, prepared.target), soft_wrap=True)
+        out.print(tables.needs_table(rows, prepared.target))
+        out.print(budget.caveat(prepared.target), soft_wrap=True)
+    budget.require(prepared.needs, prepared.shape, prepared.target)
 
 
 @main.command()
@@ -144,7 +187,7 @@ def check(
     data_path: Path | None,
     split: str | None,
     limit: int | None,
-    threads: int,
+    threads: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -160,7 +203,7 @@ def check(
     """
     from dsmr_export import parity, tables
 
-    opened = _open(bundle)
+    opened = open_bundle(bundle)
     log, out = stderr(), stdout()
     source, reason = parity.find_reference(opened, checkpoint)
     if source is None:
@@ -237,7 +280,7 @@ def play(
     with_prompt: bool,
     graph: str | None,
     pace: float | None,
-    threads: int,
+    threads: int | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -254,7 +297,8 @@ def play(
     chosen = replace(
         player.SAMPLING, **{name: value for name, value in sampling.items() if value is not None}
     )
-    opened = _open(bundle)
+    opened = open_bundle(bundle)
+    say_graph(opened, graph)
     heard = None
     if prompt is not None:
         reading = player.read_prompt(opened, prompt)
@@ -299,7 +343,7 @@ def play(
 @threads_option
 @json_option
 def bench(
-    bundle: Path | None, checkpoint: Path | None, steps: int | None, threads: int, as_json: bool
+    bundle: Path | None, checkpoint: Path | None, steps: int | None, threads: int | None, as_json: bool
 ) -> None:
     """Time one step of every graph, sampling included, beside PyTorch eager's own, in turns.
 
@@ -314,7 +358,7 @@ def bench(
         def progress(done: int, total: int) -> None:
             advance("timing", done, total)
 
-        result = benchmark.run(_open(bundle), checkpoint, steps or benchmark.STEPS, threads, progress)
+        result = benchmark.run(open_bundle(bundle), checkpoint, steps or benchmark.STEPS, threads, progress)
     if as_json:
         print_json(result)
     else:
@@ -334,7 +378,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     from dsmr_export import schedule as schedules
     from dsmr_export import tables
 
-    opened = _open(bundle)
+    opened = open_bundle(bundle)
     manifest = opened.manifest
     if as_json:
         print_json({"path": str(opened.path), **manifest.to_json()})
@@ -356,41 +400,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     out.print(tables.graph_table(manifest))
 
 
-@main.command("targets")
-@click.argument("name", required=False)
-def list_targets(name: str | None) -> None:
-    """List the device profiles, or show one.
-
-    \b
-    Example:
-      dsmr targets generic
-    """
-    from dsmr_export.targets import loader
-
-    for target in [loader.load(name)] if name else [loader.load(known) for known in loader.names()]:
-        click.echo(f"{target.name}: {target.summary}")
-        if name:
-            for quantization, recipe in target.recipes.items():
-                click.echo(
-                    f"  {quantization}: {recipe.kernel}, {recipe.activations} x {recipe.weights} "
-                    f"({recipe.source.strip()})"
-                )
-
-
-def _open(path: Path | None) -> Bundle:
-    import warnings
-
-    from dsmr_export.runtime import Bundle
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said below, without the line of code
-        opened = Bundle.open(path)
-    for note in opened.warnings:
-        click.echo(f"warning: {note}", err=True)
-    return opened
-
-
-def _check_golden(bundle: Bundle, threads: int) -> list[Any]:
+def _check_golden(bundle: Bundle, threads: int | None) -> list[Any]:
     from dsmr_export.runtime import check_golden
 
     return [check_golden(bundle, name, threads) for name in bundle.manifest.graphs]
@@ -407,7 +417,9 @@ def _pieces_on_device(bundle: Bundle, data_path: Path, split: str | None, limit:
     )
 
 
-def _with_bar(bundle: Bundle, pieces: list[Any], network: Any, threads: int, seed: int) -> dict[str, Any]:
+def _with_bar(
+    bundle: Bundle, pieces: list[Any], network: Any, threads: int | None, seed: int
+) -> dict[str, Any]:
     from dsmr_export import parity
 
     streams = 2 * len(bundle.manifest.graphs) + (network is not None)

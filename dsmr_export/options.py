@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dsmr_export.corpus import SPLITS
 from dsmr_export.model.train_config import TrainConfig
 
+if TYPE_CHECKING:
+    from dsmr_export.runtime.bundle import Bundle
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+
+class Bytes(click.ParamType):
+    """A size: plain bytes, or with a unit (kB, MB, GB = powers of 1,000; KiB, MiB, GiB = of 1,024)."""
+
+    name = "bytes"
+    UNITS: Mapping[str, int] = {
+        "": 1,
+        "k": 1000,
+        "kb": 1000,
+        "m": 1000**2,
+        "mb": 1000**2,
+        "g": 1000**3,
+        "gb": 1000**3,
+        "kib": 1024,
+        "mib": 1024**2,
+        "gib": 1024**3,
+    }
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", str(value).strip().lower(), re.ASCII)
+        size = float(match[1]) * self.UNITS.get(match[2], 0) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is not a size: give bytes, or a number with kB, MB, KiB or MiB, as in 2MB")
+        return int(size)
+
+
+BYTES = Bytes()
 
 bundle_argument = click.argument("bundle", type=PATH, required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -24,7 +56,7 @@ reference_option = click.option(
     help="The checkpoint that the bundle was made from.  [default: the bundled one]",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads to compute with."
+    "--threads", type=click.IntRange(1), help="Threads to compute with.  [default: the bundle's]"
 )
 
 
@@ -46,6 +78,32 @@ def data_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def open_bundle(path: Path | None) -> Bundle:
+    """The bundle that a command was given, its warnings said on stderr."""
+    import warnings
+
+    from dsmr_export.runtime import Bundle
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below, without the line of code
+        opened = Bundle.open(path)
+    for note in opened.warnings:
+        click.echo(f"warning: {note}", err=True)
+    return opened
+
+
+def say_graph(bundle: Bundle, graph: str | None) -> None:
+    """Says on stderr which graph this machine runs and why, or what is odd about the one that was named."""
+    from dsmr_export.runtime import cpu
+    from dsmr_export.runtime.selection import suits
+
+    if graph is None:
+        chosen = bundle.selected(lambda text: click.echo(text, err=True))
+        click.echo(f"graph {chosen.graph}: {chosen.reason}", err=True)
+    elif not suits(requires := bundle.graph(graph).requires, cpu.read().features):
+        click.echo(f"graph {graph} is slow here: this CPU has none of {', '.join(requires)}", err=True)
 
 
 def comma_list(*allowed: str) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...]]:

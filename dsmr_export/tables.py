@@ -52,6 +52,49 @@ def golden_table(results: Iterable[Any]) -> Table:
     return table
 
 
+def needs_table(rows: Sequence[tuple[Any, Any]], target: Any) -> Table:
+    """(schedule, needs) one a row: what a bundle takes on its target, and how fast memory lets it be."""
+    from dsmr_export import budget
+
+    table = _table(
+        "schedule", "budget", "state", "memory", "read per token", "of it state", "tokens/s", "fits"
+    )
+    for index, (schedule, found) in enumerate(rows):
+        table.add_row(
+            compact(schedule.horizons) if len(set(schedule.horizons)) <= 4 else schedule.name,
+            f"{schedule.budget_tokens:,}",
+            size(found.state),
+            f"{found.memory / 1e6:,.0f} MB",
+            size(found.read),
+            size(found.state_read),
+            f"≤ {budget.tokens_per_s(found, target):,.0f}",
+            "yes" if budget.fits(found, target) else "no",
+            end_section=index == 0,
+        )
+    return table
+
+
+def sensitivity_table(costs: Sequence[Any], tokens: int, most: int | None = None) -> Table:
+    """What each matrix's quantization costs alone; `most`: only so many rows, the costliest."""
+    table = _table(
+        "matrix", "level", "KL mean", "", "change", "saves", "SQNR", title=f"one at a time, {tokens:,} tokens"
+    )
+    table.columns[3].justify = "left"  # bars begin where they begin
+    worst = max((cost.kl for cost in costs), default=0.0)
+    for cost in costs[:most]:
+        bar = "█" * round(20 * cost.kl / worst) if worst else ""
+        table.add_row(
+            cost.tensor.removesuffix(".weight"),
+            cost.level,
+            f"{cost.kl:.1e}",
+            f"{bar:<20}",
+            f"{cost.change:+.1e}",
+            f"{cost.saved / 1000:,.0f} kB",
+            f"{cost.sqnr_db:.1f} dB",
+        )
+    return table
+
+
 def graph_table(manifest: Manifest) -> Table:
     """What the bundle holds."""
     table = _table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dsmr_export import __version__, cli, corpus, errors, parity
+from dsmr_export.runtime import cpu
 from dsmr_export.runtime.bundle import file_sha256, write_sums
 from tests.exported import ready_graphs
 
@@ -148,7 +150,7 @@ def test_every_error_of_the_library_is_one_line(kind: type, monkeypatch: pytest.
     def fail(_: Path | None) -> None:
         raise kind("what, where,\n  and what to do")
 
-    monkeypatch.setattr(cli, "_open", fail)
+    monkeypatch.setattr(cli, "open_bundle", fail)
     assert refused(dsmr("info")) == "Error: what, where, and what to do"
 
 
@@ -156,7 +158,7 @@ def test_a_mistake_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) ->
     def fail(_: Path | None) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_open", fail)
+    monkeypatch.setattr(cli, "open_bundle", fail)
     assert isinstance(dsmr("info").exception, ZeroDivisionError)
 
 
@@ -170,7 +172,7 @@ def test_export_prints_where_it_is_and_the_table(
         result = dsmr("export", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "b", "--no-gate")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"bundle: {tmp_path / 'b'}"
-    assert "worst quantized tensor: layers." in result.stdout
+    assert "int8, worst tensor: layers." in result.stdout
     header = next(line.split() for line in result.stdout.splitlines() if "KL mean" in line)
     assert " ".join(header) == "graph file state perplexity PyTorch change KL mean KL max top-1"
     rows = [line.split() for line in result.stdout.splitlines() if re.match(" *(fp32|int8) ", line)]
@@ -279,7 +281,7 @@ def float_only(folder: Path) -> None:
     data = json.loads(path.read_text())
     (folder / data["graphs"].pop("int8")["file"]).unlink()
     data["parity"].pop("int8")
-    path.write_text(json.dumps(data | {"default_graph": "fp32"}))
+    path.write_text(json.dumps(data | {"default_graph": "fp32", "preference": ["fp32", "portable"]}))
     write_sums(folder)
 
 
@@ -418,7 +420,31 @@ def test_an_onnxruntime_too_old_names_both_versions(bundle: Path, monkeypatch: p
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.28.2")
-    refused(dsmr("play", bundle, "--save", bundle.parent / "x.mid"), "1.29.0", "1.28.2")
+    play = ("play", bundle, "--save", bundle.parent / "x.mid", "--seconds", "1")
+    refused(dsmr(*play, "--graph", "int8"), "1.29.0", "1.28.2")
+    fallen_back = dsmr(*play)
+    assert fallen_back.exit_code == 0
+    *passed_over, chosen = [line for line in fallen_back.stderr.splitlines() if line.startswith("graph ")]
+    assert [line.split(":")[0] for line in passed_over] == ["graph int8", "graph fp32"]
+    assert all("1.29.0" in line and "1.28.2" in line for line in passed_over)
+    assert chosen.startswith("graph portable: runs on any CPU")
+
+
+def test_play_says_which_graph_it_runs_and_what_is_odd_about_a_named_one(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = ("play", bundle, "--save", bundle.parent / "x.mid", "--seconds", "1")
+    assert "graph int8: runs on any CPU; golden vectors pass" in dsmr(*play).stderr
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["graphs"]["int8"]["requires"] = ["asimddp", "avx2"]
+    path.write_text(json.dumps(manifest))
+    write_sums(bundle)
+    machine = dataclasses.replace(cpu.read(), features=frozenset())
+    monkeypatch.setattr(cpu, "read", lambda: machine)
+    assert "graph fp32: runs on any CPU" in dsmr(*play).stderr
+    named = dsmr(*play, "--graph", "int8")
+    assert "graph int8 is slow here: this CPU has none of asimddp, avx2" in named.stderr
 
 
 @pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
@@ -446,8 +472,8 @@ def test_info_of_a_bundle_that_somebody_else_made(bundle: Path) -> None:
 
 def test_targets() -> None:
     result = dsmr("targets")
-    assert result.exit_code == 0 and "generic: " in result.stdout
-    assert "int8: " in dsmr("targets", "generic").stdout
+    assert result.exit_code == 0 and "raspberry-pi-zero-2w" in result.stdout
+    assert "any ARM64 or x86-64 Linux" in dsmr("targets", "generic").stdout
     refused(dsmr("targets", "no-such-board"), "no-such-board", "generic")
 
 
