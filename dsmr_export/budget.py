@@ -17,6 +17,7 @@ from dsmr_export.export import EMBEDDING, HEAD
 from dsmr_export.manifest import ModelShape
 from dsmr_export.quantize import BITS, EMBEDDING_BLOCK, FLOAT, INT8, GraphRecipe, block_of
 from dsmr_export.runtime.play import PROMPT_SEGMENT
+from dsmr_export.runtime.selection import suits
 from dsmr_export.schedule import Schedule
 from dsmr_export.state import fused_state, read_bytes, state_bytes
 from dsmr_export.targets.loader import Target
@@ -153,7 +154,7 @@ def sentence(found: Needs, target: Target) -> str:
     memory, room = f"{found.memory / MB:,.0f}", f"{target.memory.for_us_mb:,} MB"
     return (
         f"{target.name}: {found.graph} needs about {memory} of {room} ({listed}); "
-        f"{found.file / MB:,.2f} MB on disk"
+        f"its file {found.file / MB:,.2f} MB"
     )
 
 
@@ -228,17 +229,21 @@ def _workspace(shape: ModelShape, horizons: Sequence[int], target: Target) -> in
 
 
 def _advice(shape: ModelShape, target: Target) -> str:
-    """What would fit, for every recipe that the target has: the largest two_scale beside its weights."""
-    fits = []
+    """What would fit: the largest two_scale beside each recipe's weights that all the target's CPUs run."""
+    fitting = []
     for name, weights in target.recipes.items():
-        for state in ("float32", INT8):
+        if not suits(weights.requires, target.cpu.features):
+            continue
+        for state, option in (("float32", "none"), (INT8, "int8")):
             schedule = _largest_inside(shape, name, GraphRecipe(weights, state), target)
             if schedule is not None:
-                options = f"--quantize {name}" + (" --quantize-state int8" if state == INT8 else "")
-                fits.append(f"{options} --schedule two_scale --budget {schedule.budget_tokens}")
-    if not fits:
+                options = f"--quantize {name}" + (
+                    "" if state == weights.state else f" --quantize-state {option}"
+                )
+                fitting.append(f"{options} --schedule two_scale --budget {schedule.budget_tokens}")
+    if not fitting:
         return "no schedule or quantization of this model does: take a smaller model or a larger target"
-    return "what would fit: " + "; or ".join(fits)
+    return "what would fit: " + "; or ".join(fitting)
 
 
 def _largest_inside(shape: ModelShape, graph: str, recipe: GraphRecipe, target: Target) -> Schedule | None:

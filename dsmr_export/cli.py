@@ -180,6 +180,7 @@ def _say_needs(prepared: Prepared, as_json: bool) -> None:
 @data_options
 @threads_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where segments are cut.")
+@click.option("--graph", "graphs", multiple=True, help="Only this one; may be given again.  [default: all]")
 @json_option
 def check(
     bundle: Path | None,
@@ -189,6 +190,7 @@ def check(
     limit: int | None,
     threads: int | None,
     seed: int,
+    graphs: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check that perplexity in ONNX equals perplexity in PyTorch, on whole pieces.
@@ -200,15 +202,18 @@ def check(
     Example:
       dsmr check
       dsmr check dsmr-bundle --data maestro-v3.0.0-midi.zip --split test --limit 20
+      dsmr check dsmr-bundle --graph int8
     """
     from dsmr_export import parity, tables
+    from dsmr_export.runtime import check_golden
 
     opened = open_bundle(bundle)
+    names = [name for name in graphs or opened.manifest.graphs if opened.graph(name)]
     log, out = stderr(), stdout()
     source, reason = parity.find_reference(opened, checkpoint)
     if source is None:
         log.print(f"{reason}: golden vectors instead", soft_wrap=True)
-        results = _check_golden(opened, threads)
+        results = [check_golden(opened, name, threads) for name in names]
         passed = all(result.passed for result in results)
         found: dict[str, Any] = {
             "golden": {result.graph: vars(result) for result in results},
@@ -218,7 +223,7 @@ def check(
             out.print(tables.golden_table(results))
         if data_path is not None:
             pieces = _pieces_on_device(opened, data_path, split, limit)
-            found |= _with_bar(opened, pieces, None, threads, seed) | {"passed": passed}
+            found |= _with_bar(opened, pieces, None, names, threads, seed) | {"passed": passed}
             if not as_json:
                 out.print(tables.parity_table(found, opened.manifest))
                 out.print("no reference perplexity: " + reason, soft_wrap=True)
@@ -227,7 +232,7 @@ def check(
         from dsmr_export import schedule as schedules
 
         network = source.network(schedules.explicit(opened.manifest.schedule.horizons))
-        found = _with_bar(opened, pieces, network, threads, seed)
+        found = _with_bar(opened, pieces, network, names, threads, seed)
         if not as_json:
             out.print(tables.parity_table(found, opened.manifest))
             out.print(tables.position_table(found))
@@ -400,12 +405,6 @@ def info(bundle: Path | None, as_json: bool) -> None:
     out.print(tables.graph_table(manifest))
 
 
-def _check_golden(bundle: Bundle, threads: int | None) -> list[Any]:
-    from dsmr_export.runtime import check_golden
-
-    return [check_golden(bundle, name, threads) for name in bundle.manifest.graphs]
-
-
 def _pieces_on_device(bundle: Bundle, data_path: Path, split: str | None, limit: int | None) -> list[Any]:
     """Through the runtime's own MIDI reader and encoder; what cannot be read is named and left out."""
     from dsmr_export import corpus, parity
@@ -418,13 +417,18 @@ def _pieces_on_device(bundle: Bundle, data_path: Path, split: str | None, limit:
 
 
 def _with_bar(
-    bundle: Bundle, pieces: list[Any], network: Any, threads: int | None, seed: int
+    bundle: Bundle,
+    pieces: list[Any],
+    network: Any,
+    graphs: list[str],
+    threads: int | None,
+    seed: int,
 ) -> dict[str, Any]:
     from dsmr_export import parity
 
-    streams = 2 * len(bundle.manifest.graphs) + (network is not None)
+    streams = 2 * len(graphs) + (network is not None)
     with counter("checking", streams * sum(len(ids) - 1 for ids in pieces)) as progress:
-        return parity.check(bundle, pieces, network, threads=threads, seed=seed, progress=progress)
+        return parity.check(bundle, pieces, network, graphs, threads=threads, seed=seed, progress=progress)
 
 
 def export_main() -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsmr_export.errors import CheckpointError, TargetError
 from dsmr_export.options import PATH, data_options, json_option, open_bundle, reference_option
 from dsmr_export.progress import counter, stages
 from dsmr_export.terminal import command_line, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
-    from dsmr_export.pack import Packed
+    from dsmr_export.pack import Packed, Request
     from dsmr_export.runtime.bundle import Bundle
     from dsmr_export.sensitivity import Choice
+    from dsmr_export.targets.loader import Recipe
 
 
 @click.command()
@@ -82,27 +84,33 @@ def quantize(
         raise click.UsageError("give --sweep, --max-change or both")
     require("torch", "export")
     require("onnx", "export")
-    if plots is not None:
-        require("matplotlib", "train")
     from dsmr_export import sensitivity, tables
-    from dsmr_export.targets import loader
 
     opened = open_bundle(bundle)
-    recipe = loader.load(target or opened.manifest.target or "generic").recipe(graph)
-    pieces = _pieces(opened, data_path, split, limit, tokens)
-    with stages("graphs") as progress:
-        costs, streamed = sensitivity.sweep(opened, recipe, pieces, progress)
-        choice = None
-        if max_change is not None:
-            choice = sensitivity.choose(opened, recipe, graph, costs, max_change, pieces, progress)
+    profile = target or opened.manifest.target or "generic"
+    recipe = _recipe(opened, profile, target is None, graph)
+    request = None
+    if max_change is not None:  # what cannot be written is refused before minutes of sweeping
+        sensitivity.require_bound(max_change)
+        request = _request(opened, graph, profile, checkpoint, output, force)
     if plots is not None:
-        from dsmr_export import figures, sensitivity_figure
+        require("matplotlib", "train")
+        from dsmr_export import figures
 
         figures.require_folder(plots)
+    pieces = _pieces(opened, data_path, split, limit, tokens)
+    choice = None
+    with sensitivity.weighing(opened, recipe, pieces) as scale, stages("graphs") as progress:
+        costs, streamed = sensitivity.sweep(scale, progress), scale.tokens
+        if max_change is not None:
+            choice = sensitivity.choose(scale, graph, costs, max_change, progress)
+    if plots is not None:
+        from dsmr_export import sensitivity_figure
+
         figures.save(sensitivity_figure.draw(costs), plots, "sensitivity")
     packed = None
-    if choice is not None:
-        packed = _write(opened, graph, choice, target, checkpoint, output, force)
+    if choice is not None and request is not None:
+        packed = _write(replace(request, plans={graph: choice.best.plan}))
     if as_json:
         print_json(_plain(graph, streamed, costs, choice, packed))
         return
@@ -135,18 +143,29 @@ def _pieces(
     return [ids[: (tokens or sensitivity.TOKENS) + 1] for ids in kept]
 
 
-def _write(
-    bundle: Bundle,
-    graph: str,
-    choice: Choice,
-    target: str | None,
-    checkpoint: Path | None,
-    output: Path,
-    force: bool,
-) -> Packed:
-    """Exports the bundle again, from its checkpoint, with the chosen plan."""
-    from dsmr_export import pack
+def _recipe(bundle: Bundle, profile: str, own: bool, graph: str) -> Recipe:
+    """The recipe of the profile that was named, or of the bundle's own."""
+    from dsmr_export.targets import loader
 
+    if own and profile not in loader.names():
+        raise TargetError(
+            f"{bundle.path} was made for {profile}, a profile of your own: give its file as --target"
+        )
+    return loader.load(profile).recipe(graph)
+
+
+def _request(
+    bundle: Bundle, graph: str, profile: str, checkpoint: Path | None, output: Path, force: bool
+) -> Request:
+    """How to export the bundle again: from its own checkpoint, all that it holds, and `graph`.
+
+    Raises CheckpointError where the checkpoint is not the bundle's, and what `pack` raises before it writes.
+    """
+    from dsmr_export import pack, parity
+
+    source, reason = parity.find_reference(bundle, checkpoint)
+    if source is None:
+        raise CheckpointError(reason)
     manifest = bundle.manifest
     names = [name for name in ("int8", "int4") if name in manifest.graphs or name == graph]
     states = {
@@ -154,16 +173,22 @@ def _write(
     }
     request = pack.Request(
         output=output,
-        checkpoint=checkpoint,
+        checkpoint=source.path,
         schedule=manifest.schedule.name,
         quantize=tuple(names),
-        quantize_state="int8" if "int8" in states else "float32",
-        plans={graph: choice.best.plan},
+        quantize_state=states.pop() if len(states) == 1 else None,
         ops=("fused", "portable") if "portable" in manifest.graphs else ("fused",),
-        target=target or manifest.target or "generic",
+        target=profile,
         force=force,
         command=command_line(),
     )
+    pack.check(request)
+    return request
+
+
+def _write(request: Request) -> Packed:
+    from dsmr_export import pack
+
     log = stderr()
     total = (len(request.graphs()) + 1) * pack.GATE_PIECES * pack.GATE_TOKENS
     with counter("parity", total) as progress:

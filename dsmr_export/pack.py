@@ -46,7 +46,7 @@ from dsmr_export.runtime import cpu
 from dsmr_export.runtime.bundle import Bundle, file_sha256, write_sums
 from dsmr_export.runtime.runner import FusedRunner
 from dsmr_export.runtime.selection import suits
-from dsmr_export.runtime.session import open_session
+from dsmr_export.runtime.session import open_session, version_tuple
 from dsmr_export.runtime.stream import Stream
 from dsmr_export.schedule import Schedule
 from dsmr_export.state import ITEMSIZE, MAX_SEGMENT, StateTensor, StreamRule, quantized_state
@@ -146,6 +146,19 @@ class Prepared:
     runs: list[str]
     needs: budget.Needs
 
+    def notes(self) -> list[str]:
+        """What does not keep the bundle from its target, and should be known."""
+        horizons = self.schedule.horizons
+        found = []
+        for name in self.runs[1:]:
+            other = budget.needs(self.shape, horizons, name, self.recipes.get(name), self.target)
+            if not budget.fits(other, self.target):
+                found.append(
+                    f"{name} would need about {other.memory / budget.MB:,.0f} MB there, so a device cannot "
+                    "fall back to it"
+                )
+        return found
+
     def alternatives(self) -> list[tuple[Schedule, budget.Needs]]:
         """The same graph under two_scale of other budgets: rows of a table."""
         graph, tokens = self.needs.graph, self.schedule.budget_tokens
@@ -170,6 +183,14 @@ def prepare(request: Request) -> Prepared:
     return Prepared(names, target, recipes, source, shape, schedule, runs, needs)
 
 
+def check(request: Request) -> Prepared:
+    """Everything that can be refused before a graph is made. Raises what `pack` does."""
+    _check_output(request.output, request.force)
+    prepared = prepare(request)
+    budget.require(prepared.needs, prepared.shape, prepared.target)
+    return prepared
+
+
 def pack(
     request: Request, say: Say = lambda text: None, progress: Callable[[int], None] = lambda tokens: None
 ) -> Packed:
@@ -179,15 +200,15 @@ def pack(
     OutputExistsError, CheckpointError, ScheduleError, TargetError (no such recipe, or it does not fit),
     GraphError, ParityError or OutputError; none leaves a trace.
     """
-    _check_output(request.output, request.force)
-    prepared = prepare(request)
+    prepared = check(request)
     names, target, recipes = prepared.names, prepared.target, prepared.recipes
     source, schedule, needs = prepared.source, prepared.schedule, prepared.needs
     say(schedules.describe(schedule))
     for sentence in schedules.changes(source.schedule, schedule):
         say(f"note: {sentence}")
     say(budget.sentence(needs, target))
-    budget.require(needs, prepared.shape, target)
+    for sentence in prepared.notes():
+        say(f"note: {sentence}")
     network = source.network(schedule)
     tokenizer = source.tokenizer()
     with _new_folder(request.output, request.force) as folder:
@@ -242,6 +263,7 @@ def _target(name: str) -> targets.Target:
     if name != "auto":
         return targets.load(name)
     machine = cpu.read()
+    cpu.require_64_bit(machine)
     return targets.best_for(machine.architecture, machine.features, machine.model)
 
 
@@ -342,7 +364,7 @@ def _manifest(
         tokenizer=FileEntry(TOKENIZER, file_sha256(folder / TOKENIZER)),
         vocabulary=tuple(tokens.vocabulary(tokenizer)),
         target=target.name,
-        graphs={name: _graph_entry(name, network, folder, graph) for name, graph in made.items()},
+        graphs={name: _graph_entry(name, network, target, folder, graph) for name, graph in made.items()},
         default_graph="",
         events=EventEntry(events["step_ms"], tuple(EventToken(**token) for token in events["tokens"])),
         grammar=tokens.grammar_rules(),
@@ -365,7 +387,7 @@ def _manifest(
     )
 
 
-def _graph_entry(name: str, network: DSMR, folder: Path, made: _Made) -> GraphEntry:
+def _graph_entry(name: str, network: DSMR, target: targets.Target, folder: Path, made: _Made) -> GraphEntry:
     ops = "portable" if name == "portable" else "fused"
     path = folder / FILES[name]
     model = onnx.load(path, load_external_data=False)
@@ -376,12 +398,18 @@ def _graph_entry(name: str, network: DSMR, folder: Path, made: _Made) -> GraphEn
         ops=ops,
         opset=next(o.version for o in model.opset_import if o.domain == ""),
         ir_version=model.ir_version,
-        min_onnxruntime=export.MIN_ONNXRUNTIME[ops],
+        min_onnxruntime=_min_onnxruntime(ops, target),
         quantization=made.quantization,
         state=made.state,
         stream=StreamRule.of(network.horizons),
         requires=made.requires,
     )
+
+
+def _min_onnxruntime(ops: str, target: targets.Target) -> str:
+    """The target's where that is newer; portable stays for any."""
+    needed = export.MIN_ONNXRUNTIME[ops]
+    return max(needed, target.system.min_onnxruntime, key=version_tuple) if ops == "fused" else needed
 
 
 def _write_golden(bundle: Bundle, tokenizer: Any, kept: Sequence[str]) -> None:

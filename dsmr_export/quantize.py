@@ -1,7 +1,7 @@
 """Weights in fewer bits: dynamic int8 through optimum, or block-wise 8 and 4 bit through onnxruntime.
 
 `dynamic` multiplies u8 activations, quantized at every call, by s8 weights with one scale a column
-(DynamicQuantizeMatMul): of all recipes the one that was slower than fp32 on no processor tried. `block` is
+(DynamicQuantizeMatMul): the one that is never much slower than fp32, whatever the processor. `block` is
 MatMulNBits with accuracy_level 4: weights in blocks along K with a scale each, activations quantized to int8
 in the same blocks; it needs dot products (targets/loader.py says where).
 
@@ -12,7 +12,7 @@ the file."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,10 @@ from onnx import numpy_helper
 from dsmr_export import export
 from dsmr_export.errors import GraphError
 from dsmr_export.runtime.session import load_onnxruntime
-from dsmr_export.targets.loader import Recipe
+from dsmr_export.targets.loader import BITS, Recipe
 
 FLOAT, INT8, INT4 = "float", "int8", "int4"
 LEVELS = (FLOAT, INT8, INT4)
-BITS = {INT8: 8, INT4: 4}
 
 SMALLEST_BLOCK = 16
 """What MatMulNBits accepts at least; a power of two."""
@@ -65,15 +64,29 @@ class GraphRecipe:
     plan: Mapping[str, str] | None = None
 
 
-def default_plan(recipe: Recipe, tensors: Iterable[str]) -> dict[str, str]:
-    """The recipe's own plan for these matrices, the embedding among them or not.
+def default_plan(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The recipe's own plan for matrices of these shapes, the embedding among them or not.
 
     int8: every product int8, the embedding float. int4: every product int4 but the head, whose error goes
     into the logits undamped (the measured worst, docs/decisions.md), and which stays int8 with the embedding.
     """
     if recipe.bits != BITS[INT4]:
-        return {name: FLOAT if name == export.EMBEDDING else INT8 for name in tensors}
-    return {name: INT8 if name in (export.EMBEDDING, export.HEAD) else INT4 for name in tensors}
+        return {name: FLOAT if name == export.EMBEDDING else INT8 for name in shapes}
+    plan = {name: INT8 if name == export.HEAD else INT4 for name in shapes}
+    return plan | {
+        name: levels_of(recipe, name, shapes[name])[0] for name in shapes if name == export.EMBEDDING
+    }
+
+
+def levels_of(recipe: Recipe, name: str, shape: Sequence[int]) -> tuple[str, ...]:
+    """What a recipe can make of a matrix, fewest bits first, float last.
+
+    The embedding in 8 bits goes with block recipes, and needs a width that blocks divide.
+    """
+    if name == export.EMBEDDING:
+        fits = recipe.kernel == "block" and shape[1] % SMALLEST_BLOCK == 0
+        return (INT8, FLOAT) if fits else (FLOAT,)
+    return (INT4, INT8, FLOAT) if recipe.bits == BITS[INT4] else (INT8, FLOAT)
 
 
 def describe(name: str, recipe: Recipe, errors: Iterable[TensorError]) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def describe(name: str, recipe: Recipe, errors: Iterable[TensorError]) -> dict[s
         }
         for error in errors
     }
-    return {"weights": name, **how, "mode": "dynamic", "tensors": tensors}
+    return {"weights": name, **how, "tensors": tensors}
 
 
 def matrices(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
@@ -139,7 +152,8 @@ def quantize(
     """
     model = onnx.load(source)
     weights = matrices(model)
-    plan = _checked(default_plan(recipe, weights) if plan is None else plan, weights, recipe)
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    plan = _checked(default_plan(recipe, shapes) if plan is None else plan, shapes, recipe)
     if {plan.get(export.EMBEDDING, FLOAT), plan.get(export.HEAD)} != {FLOAT}:
         _untie_head(model)
     with export.quiet():
@@ -156,13 +170,12 @@ def quantize(
     return sorted(_errors(quantized, weights, plan), key=lambda error: error.sqnr_db)
 
 
-def _checked(plan: Mapping[str, str], weights: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
-    if odd := sorted(set(plan) ^ set(weights)):
+def _checked(plan: Mapping[str, str], shapes: Mapping[str, Sequence[int]], recipe: Recipe) -> dict[str, str]:
+    if odd := sorted(set(plan) ^ set(shapes)):
         raise GraphError(f"the plan and the graph do not have the same matrices: {', '.join(odd)}")
-    levels = {FLOAT, INT8} if recipe.kernel == "dynamic" else set(LEVELS)
     for name, level in plan.items():
-        if level not in levels - ({INT4} if name == export.EMBEDDING else set()):
-            raise GraphError(f"{name} cannot be {level} under a {recipe.kernel} recipe")
+        if level not in (known := levels_of(recipe, name, shapes[name])):
+            raise GraphError(f"{name} cannot be {level} under this recipe: it can be {' or '.join(known)}")
     return dict(plan)
 
 
@@ -189,10 +202,7 @@ def _dynamic(model: onnx.ModelProto, plan: Mapping[str, str]) -> onnx.ModelProto
         ORTQuantizer.from_pretrained(folder, file_name="model.onnx").quantize(
             save_dir=folder, quantization_config=config, file_suffix="int8"
         )
-        quantized = onnx.load(Path(folder) / "model_int8.onnx")
-    if plan.get(export.EMBEDDING) == INT8:
-        _quantize_embedding(quantized)
-    return quantized
+        return onnx.load(Path(folder) / "model_int8.onnx")
 
 
 def _block(model: onnx.ModelProto, plan: Mapping[str, str], recipe: Recipe) -> onnx.ModelProto:

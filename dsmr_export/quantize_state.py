@@ -21,7 +21,8 @@ from dsmr_export.state import StateTensor
 LEVELS = 127
 """Steps on each side of zero: symmetric, so that an empty cache of zeros means zero."""
 CALIBRATION_SEGMENT = 64
-"""Tokens between two looks at the state: no horizon of a named schedule is shorter, so nothing is missed."""
+"""Most tokens between two looks at the state; fewer where a horizon is shorter, so that no token is
+missed."""
 SMALLEST = 1e-8
 """Stands for the largest magnitude of a channel that never left zero."""
 
@@ -49,10 +50,11 @@ def calibrate(runner: FusedRunner, pieces: Iterable[NDArray[np.integer[Any]]]) -
         for name, array in runner.state.items()
     }
     keys = {tensor.input for tensor in runner.tensors if tensor.kind == "key"}
+    segment = min(CALIBRATION_SEGMENT, *(tensor.horizon + 1 for tensor in runner.tensors))
     for ids in pieces:
         runner.reset()
-        for start in range(0, len(ids), CALIBRATION_SEGMENT):
-            runner.run(np.asarray(ids[start : start + CALIBRATION_SEGMENT], np.int64), start)
+        for start in range(0, len(ids), segment):
+            runner.run(np.asarray(ids[start : start + segment], np.int64), start)
             for name, array in runner.state.items():
                 magnitude = _pair_magnitude(array[0]) if name in keys else np.abs(array[0])
                 np.maximum(reach[name], magnitude.max(axis=1), out=reach[name])

@@ -8,8 +8,10 @@ how far it must go is measured, not added up."""
 from __future__ import annotations
 
 import heapq
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ from numpy.typing import NDArray
 
 from dsmr_export import parity, quantize
 from dsmr_export.errors import BundleError, DsmrError
-from dsmr_export.export import EMBEDDING
-from dsmr_export.quantize import FLOAT, INT4, INT8
+from dsmr_export.export import EMBEDDING, HEAD
+from dsmr_export.quantize import FLOAT
 from dsmr_export.runtime import metrics
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.runner import FusedRunner
@@ -109,10 +111,8 @@ class Scale:
         return len(self._targets)
 
     def levels(self, tensor: str) -> tuple[str, ...]:
-        """What the recipe can make of a matrix, lowest first, float last."""
-        if self.recipe.kernel == "dynamic":
-            return (FLOAT,) if tensor == EMBEDDING else (INT8, FLOAT)
-        return (INT8, FLOAT) if tensor == EMBEDDING else (INT4, INT8, FLOAT)
+        """What the recipe can make of a matrix, fewest bits first, float last."""
+        return quantize.levels_of(self.recipe, tensor, self.weights[tensor].shape)
 
     def weigh(self, plan: Plan) -> Weighed:
         errors = quantize.quantize(self.source, self._path, self.recipe, plan)
@@ -133,19 +133,15 @@ class Scale:
         return np.concatenate(parts)
 
 
-def sweep(
-    bundle: Bundle, recipe: Recipe, pieces: Sequence[Ids], progress: Progress = lambda *_: None
-) -> tuple[list[Cost], int]:
-    """Every matrix alone at every level below float, the costliest first; and the tokens they were judged by.
-
-    pieces: ids [N] each. Raises BundleError for a bundle without an fp32 graph.
-    """
+@contextmanager
+def weighing(bundle: Bundle, recipe: Recipe, pieces: Sequence[Ids]) -> Iterator[Scale]:
+    """A scale with a folder of its own. pieces: ids [N] each. Raises BundleError without an fp32 graph."""
     with tempfile.TemporaryDirectory() as folder:
-        scale = Scale(bundle, recipe, pieces, Path(folder))
-        return _sweep(scale, progress), scale.tokens
+        yield Scale(bundle, recipe, pieces, Path(folder))
 
 
-def _sweep(scale: Scale, progress: Progress) -> list[Cost]:
+def sweep(scale: Scale, progress: Progress = lambda *_: None) -> list[Cost]:
+    """Every matrix alone at every level below float, the costliest first."""
     floats = dict.fromkeys(scale.weights, FLOAT)
     wanted = [(name, level) for name in scale.weights for level in scale.levels(name) if level != FLOAT]
     costs = []
@@ -158,13 +154,17 @@ def _sweep(scale: Scale, progress: Progress) -> list[Cost]:
     return sorted(costs, key=lambda cost: -cost.kl)
 
 
+def require_bound(max_change: float) -> None:
+    """Raises DsmrError for a bound that nothing can be inside of."""
+    if not 0 < max_change < math.inf:
+        raise DsmrError(f"--max-change {max_change:g}: give a bound above 0, as in 0.001")
+
+
 def choose(
-    bundle: Bundle,
-    recipe: Recipe,
+    scale: Scale,
     name: str,
     costs: Sequence[Cost],
     max_change: float,
-    pieces: Sequence[Ids],
     progress: Progress = lambda *_: None,
 ) -> Choice:
     """The smallest file found whose perplexity changes by at most `max_change`, relative, either way.
@@ -172,34 +172,32 @@ def choose(
     name: of the graph (int8, int4), whose other gates must hold too. costs: what `sweep` found. First the
     order of raising is cut by bisection; then, from the last raised back, each matrix is tried one level
     lower. Raises DsmrError for a bound that is not above 0."""
-    if not max_change > 0:
-        raise DsmrError(f"--max-change {max_change:g}: give a bound above 0, as in 0.001")
+    require_bound(max_change)
     gate = parity.gate_of({"weights": name})
 
     def inside(found: Weighed) -> bool:
         figures = {"relative_change": found.change, "kl_mean": found.kl, "top1_agreement": found.top1}
         return abs(found.change) <= max_change and not any(gate.failures(figures))
 
-    with tempfile.TemporaryDirectory() as folder:
-        scale = Scale(bundle, recipe, pieces, Path(folder))
-        plans = list(_raised(scale, costs))
-        lowest = best = scale.weigh(plans[0])
-        low, high = 0, 0 if inside(lowest) else len(plans) - 1  # the last is all float, inside any bound
-        if high:
-            best = scale.weigh(plans[high])
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = scale.weigh(plans[middle])
-            low, high, best = (low, middle, found) if inside(found) else (middle, high, best)
-            progress("choosing", len(plans) - (high - low), len(plans))
-        raised = _last_raised(plans[: high + 1])
-        for done, tensor in enumerate(raised, 1):
-            levels = scale.levels(tensor)
-            lower = {**best.plan, tensor: levels[levels.index(best.plan[tensor]) - 1]}
-            found = scale.weigh(lower)
-            best = found if inside(found) else best
-            progress("trimming", done, len(raised))
-        return Choice(best, lowest, scale.measured)
+    before = scale.measured
+    plans = list(_raised(scale, costs))
+    lowest = best = scale.weigh(plans[0])
+    low, high = 0, 0 if inside(lowest) else len(plans) - 1  # the last is all float, inside any bound
+    if high:
+        best = scale.weigh(plans[high])
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = scale.weigh(plans[middle])
+        low, high, best = (low, middle, found) if inside(found) else (middle, high, best)
+        progress("choosing", len(plans) - (high - low), len(plans))
+    raised = _last_raised(plans[: high + 1])
+    for done, tensor in enumerate(raised, 1):
+        levels = scale.levels(tensor)
+        if (place := levels.index(best.plan[tensor])) > 0:
+            found = scale.weigh({**best.plan, tensor: levels[place - 1]})
+            best = found if found.bytes < best.bytes and inside(found) else best
+        progress("trimming", done, len(raised))
+    return Choice(best, lowest, scale.measured - before)
 
 
 def _raised(scale: Scale, costs: Sequence[Cost]) -> Iterator[Plan]:
@@ -226,7 +224,11 @@ def _raised(scale: Scale, costs: Sequence[Cost]) -> Iterator[Plan]:
     while queue:
         _, name = heapq.heappop(queue)
         levels = scale.levels(name)
+        if plan[name] == levels[-1]:  # the embedding, raised with the head
+            continue
         plan[name] = levels[levels.index(plan[name]) + 1]
+        if name == HEAD and plan[name] == FLOAT and EMBEDDING in plan:
+            plan[EMBEDDING] = FLOAT  # one matrix serves both, if both are float
         offer(name)
         yield dict(plan)
 

@@ -4,9 +4,10 @@
 
 The bundled checkpoint under its own schedule, exported for every target in every quantization that the
 target has. Targets whose graphs are made alike and counted on one CPU share a row. Perplexity change, KL and
-top-1 are those of `dsmr check`, in randomly cut segments. ARM instructions are the kept counts of
-tests/arm/instructions.json (`python -m tests.arm.count` makes them again), also of the model of 25 M parameters
-that stands there; bytes read are those of one token when every window is full, weights and state.
+top-1 are those of `dsmr check`, in randomly cut segments; bytes read are those of one token when every window
+is full, weights and state. ARM instructions are the kept counts of tests/arm/instructions.json
+(`python -m tests.arm.count` makes them again), in millions a token; the second table has them by kind, and
+those of a model of 25 M parameters.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dsmr_export.options import data_options
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.targets import loader
 from tests.arm.models import name_of
+from tests.arm.parts import KINDS
 
 COUNTS = Path(__file__).resolve().parent.parent / "tests" / "arm" / "instructions.json"
 EMULATED = {
@@ -85,12 +87,11 @@ def measure(row: Row, pieces: list[Any], folder: Path) -> tuple[dict[str, Any], 
 
 
 def lines(pieces: list[Any]) -> Iterator[str]:
-    """The table's, one by one."""
-    counts: Mapping[str, Any] = json.loads(COUNTS.read_text(encoding="utf-8"))
-    yield (
-        "| targets | `--quantize` | recipe | file | state | change | KL | top-1 | read per token | M instructions |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    """The table of all targets, line by line."""
+    counted = counts()["bundled"]
+    head = "targets | `--quantize` | graph | file | state | change | KL | top-1 | reads a token | ARM"
+    yield f"| {head} |"
+    yield "|" + "---|" * 10
     shape = export.model_shape(checkpoints.load().config)
     measured: dict[str, tuple[dict[str, Any], Bundle]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,19 +102,33 @@ def lines(pieces: list[Any]) -> Iterator[str]:
             graph = "fp32" if row.recipe is None else row.quantization
             entry, target = bundle.graph(graph), loader.load(row.targets[0])
             needs = budget.needs(shape, bundle.manifest.schedule.horizons, graph, row.recipe, target)
+            found = counted.get(row.cpu or "", {}).get(row.key)
             yield (
                 f"| {', '.join(row.targets)} | {row.quantization} | {row.key} | {entry.bytes / 1e6:.2f} MB "
                 f"| {entry.state_bytes / 1e6:.2f} MB | {figures['relative_change']:+.1e} "
                 f"| {figures['kl_mean']:.1e} | {figures['top1_agreement']:.4f} "
                 f"| {needs.weights_read / 1e6:.2f} + {needs.state_read / 1e6:.2f} MB "
-                f"| {instructions(counts, row)} |"
+                f"| {'–' if found is None else format(found['instructions'] / 1e6, '.2f')} |"
             )
 
 
-def instructions(counts: Mapping[str, Any], row: Row) -> str:
-    """In all, and by kind in percent."""
-    found = counts.get("bundled", {}).get(row.cpu, {}).get(row.key)
-    return "–" if found is None else f"{found['instructions'] / 1e6:.2f} ({row.cpu})"
+def kinds() -> Iterator[str]:
+    """Millions of instructions a token by kind, of both models on every CPU, and their ratio to fp32's."""
+    yield "| model | CPU | graph | in all | / fp32 | " + " | ".join(KINDS) + " |"
+    yield "|" + "---|" * (5 + len(KINDS))
+    for model, cpus in counts().items():
+        for cpu, graphs in cpus.items():
+            for graph, found in graphs.items():
+                ratio = found["instructions"] / graphs["fp32"]["instructions"]
+                parts = (found["instructions"], *(found["kinds"].get(kind, 0) for kind in KINDS))
+                whole, *rest = (f"{part / 1e6:.2f}" for part in parts)
+                yield f"| {model} | {cpu} | {graph} | {whole} | {ratio:.2f} | {' | '.join(rest)} |"
+
+
+def counts() -> Mapping[str, Any]:
+    """model -> CPU -> graph -> {instructions, kinds}."""
+    kept: Mapping[str, Any] = json.loads(COUNTS.read_text(encoding="utf-8"))["counts"]
+    return kept
 
 
 @click.command(help=__doc__)
@@ -122,6 +137,9 @@ def main(data_path: Path | None, split: str | None, limit: int | None) -> None:
     pieces = pieces_through_miditok(checkpoints.load(), data_path, split, limit)
     click.echo(f"{sum(len(ids) - 1 for ids in pieces):,} tokens of {len(pieces)} pieces\n")
     for line in lines(pieces):
+        click.echo(line)
+    click.echo()
+    for line in kinds():
         click.echo(line)
 
 

@@ -103,7 +103,7 @@ class Session:
     """How onnxruntime is set up.
 
     threads: of one call. options: session configuration entries. environment: by architecture, or "all"; set
-    before onnxruntime is imported.
+    before a graph is loaded, where the user has not set it.
     """
 
     threads: int
@@ -223,7 +223,12 @@ def load(name_or_path: str) -> Target:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TargetError(f"target {where} is not valid TOML: {error}") from error
-    return _target(Table(where, "", data))
+    target = _target(Table(where, "", data))
+    if where == name_or_path and target.name in names():  # a bundle says its target by name alone
+        raise TargetError(
+            f"target {where}: name {target.name} is a built-in profile's; give yours another one"
+        )
+    return target
 
 
 # --- reading one, part by part ---

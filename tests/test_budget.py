@@ -125,6 +125,36 @@ def test_what_does_not_fit_is_refused_with_the_numbers_and_what_would_fit() -> N
             assert budget.fits(budget.needs(LARGE, horizons, name, used, target), target) == fits
 
 
+def test_only_what_would_run_is_offered_and_states_by_their_option() -> None:
+    """generic's int4 is for some of its CPUs only; an x86 profile's own state is int8."""
+    horizons = (16384, 16384, *[256] * 6)
+    generic = small(240, "generic")
+    with pytest.raises(TargetError) as caught:
+        budget.require(budget.needs(LARGE, horizons, "fp32", None, generic), LARGE, generic)
+    assert "--quantize int8" in str(caught.value) and "int4" not in str(caught.value)
+    x86 = small(300, "x86-64-avx2")
+    with pytest.raises(TargetError) as caught:
+        budget.require(budget.needs(LARGE, (65536,) * 8, "fp32", None, x86), LARGE, x86)
+    offers = str(caught.value).split("what would fit: ")[1].split("; or ")
+    assert [re.sub(r" --schedule.*", "", offer) for offer in offers] == [
+        "--quantize int8 --quantize-state none",
+        "--quantize int8",
+        "--quantize int4 --quantize-state none",
+        "--quantize int4",
+    ]
+
+
+def test_a_fallback_that_does_not_fit_is_a_note(tmp_path: Path) -> None:
+    text = (ROOT / "targets" / "raspberry-pi-5.toml").read_text(encoding="utf-8")
+    path, request = tmp_path / "mine.toml", pack.Request(tmp_path / "b", quantize=("int8",))
+    needs = pack.prepare(replace(request, target="raspberry-pi-5")).needs
+    between = -(-needs.memory // budget.MB)
+    text = re.sub(r"for_us_mb = \d+", f"for_us_mb = {between}", text)
+    path.write_text(text.replace('name = "raspberry-pi-5"', 'name = "mine"'), encoding="utf-8")
+    [note] = pack.prepare(replace(request, target=str(path))).notes()
+    assert re.match(r"fp32 would need about \d+ MB there, so a device cannot fall back to it", note)
+
+
 def test_nothing_that_fits_is_said_too() -> None:
     target = small(60)
     found = budget.needs(LARGE, (2048, 2048, *[256] * 6), "int8", recipe("generic", "int8"), target)
@@ -181,7 +211,10 @@ def test_a_dry_run_says_it_and_writes_nothing(tmp_path: Path) -> None:
 def test_an_export_that_does_not_fit_exits_1_and_leaves_nothing(tmp_path: Path) -> None:
     text = (ROOT / "targets" / "raspberry-pi-5.toml").read_text(encoding="utf-8")
     path = tmp_path / "tiny.toml"
-    path.write_text(re.sub(r"for_us_mb = \d+", "for_us_mb = 40", text), encoding="utf-8")
+    text = re.sub(r"for_us_mb = \d+", "for_us_mb = 40", text).replace(
+        'name = "raspberry-pi-5"', 'name = "tiny"'
+    )
+    path.write_text(text, encoding="utf-8")
     for more in ((), ("--dry-run",)):
         result = dsmr("--target", path, "-o", tmp_path / "b", *more)
         assert result.exit_code == 1 and "it does not fit" in result.output

@@ -293,6 +293,13 @@ def test_check_passes_and_prints_the_drift(bundle: Path, tiny_checkpoint: Path, 
     assert result.stdout.count("token by token") == 2 and "0 – 1,024" in result.stdout
 
 
+def test_check_of_one_graph(bundle: Path, tiny_checkpoint: Path, prompt: Path) -> None:
+    check = ("check", bundle, "--checkpoint", tiny_checkpoint, "--data", prompt)
+    found = one_json(dsmr(*check, "--graph", "fp32", "--json"))
+    assert list(found["graphs"]) == ["fp32"] and found["passed"]
+    refused(dsmr(*check, "--graph", "int3"), "has no graph 'int3'", "int8")
+
+
 def test_check_refuses_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
     from tests.exported import HORIZONS, write_checkpoint
 

@@ -159,6 +159,10 @@ def made(
     return path, onnx.load(path), errors
 
 
+def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in quantize.matrices(model).items()}
+
+
 def unpacked(model: onnx.ModelProto, name: str, bits: int) -> NDArray[np.float64]:
     """A stored matrix [rows, K] by the operators' documentation, byte by byte.
 
@@ -268,16 +272,15 @@ def test_int4_keeps_head_and_embedding_in_8_bits(
     ("recipe", "levels"),
     [
         (DYNAMIC, {"head.weight": "float", "layers.1.up.weight": "float"}),
-        (DYNAMIC, {"embedding.weight": "int8"}),
         (BLOCK4, {"head.weight": "float", "layers.1.up.weight": "int8", "embedding.weight": "float"}),
-        (BLOCK8, {"layers.0.qkv.weight": "int4", "layers.2.down.weight": "float"}),
+        (BLOCK8, {"embedding.weight": "int8", "layers.2.down.weight": "float"}),
     ],
 )
 def test_a_plan_gives_each_matrix_its_level(
     tiny_export: Path, tmp_path: Path, recipe: Recipe, levels: dict[str, str]
 ) -> None:
     source = onnx.load(tiny_export / "model.onnx")
-    plan = quantize.default_plan(recipe, quantize.matrices(source)) | levels
+    plan = quantize.default_plan(recipe, shapes(source)) | levels
     path, model, errors = made(tiny_export, tmp_path, recipe, plan)
     assert {e.tensor: e.level for e in errors} == {n: v for n, v in plan.items() if v != "float"}
     stored = constants(model)
@@ -294,15 +297,21 @@ def test_a_plan_gives_each_matrix_its_level(
     ("recipe", "change", "message"),
     [
         (BLOCK4, {"layers.9.up.weight": "int4"}, "do not have the same matrices: layers.9.up.weight"),
-        (DYNAMIC, {"layers.0.up.weight": "int4"}, "layers.0.up.weight cannot be int4 under a dynamic recipe"),
-        (BLOCK4, {"embedding.weight": "int4"}, "embedding.weight cannot be int4 under a block recipe"),
+        (
+            DYNAMIC,
+            {"layers.0.up.weight": "int4"},
+            "layers.0.up.weight cannot be int4 under this recipe: it can be int8 or float",
+        ),
+        (BLOCK4, {"embedding.weight": "int4"}, "embedding.weight cannot be int4 under this recipe"),
+        (BLOCK8, {"layers.0.up.weight": "int4"}, "layers.0.up.weight cannot be int4 under this recipe"),
+        (DYNAMIC, {"embedding.weight": "int8"}, "embedding.weight cannot be int8 under this recipe"),
         (BLOCK4, {"head.weight": "int2"}, "head.weight cannot be int2"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
     tiny_export: Path, tmp_path: Path, recipe: Recipe, change: dict[str, str], message: str
 ) -> None:
-    plan = quantize.default_plan(recipe, quantize.matrices(onnx.load(tiny_export / "model.onnx"))) | change
+    plan = quantize.default_plan(recipe, shapes(onnx.load(tiny_export / "model.onnx"))) | change
     with pytest.raises(GraphError, match=message):
         made(tiny_export, tmp_path, recipe, plan)
     assert not (tmp_path / "made.onnx").exists()
@@ -313,3 +322,15 @@ def test_a_plan_that_cannot_be_is_refused(
 )
 def test_blocks_divide_the_rows(size: int, most: int, block: int) -> None:
     assert quantize.block_of(size, most) == block
+
+
+def test_a_width_that_no_block_divides_keeps_its_embedding_in_float(tmp_path: Path) -> None:
+    """d_model 40: products are padded to blocks of 16, rows of a table cannot be."""
+    from dsmr_export import export
+    from tests.exported import random_network
+
+    export.export_graph(random_network((9, 3), d_model=40), "fused", tmp_path / "model.onnx")
+    errors = quantize.quantize(tmp_path / "model.onnx", tmp_path / "int4.onnx", BLOCK4)
+    levels = {error.tensor: error.level for error in errors}
+    assert "embedding.weight" not in levels and levels["head.weight"] == "int8"
+    assert levels["layers.0.qkv.weight"] == "int4"

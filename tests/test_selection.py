@@ -123,6 +123,7 @@ def test_a_mismatch_is_tried_with_safer_options_then_the_next_graph_and_said(
     found = selection.select(bundle, said.append)
     assert tried == [("fp32", False), ("fp32", True), ("portable", False)]
     assert (found.graph, found.safe) == ("portable", False)
+    assert found.reason.endswith("; failed here: fp32"), "also at the next load, which says the reason alone"
     assert said == [
         "graph fp32: golden vectors do not pass (KL 2.5e-01, top-1 0.5000, logits 5.0e-01 apart)",
         "graph fp32 with safer session options: golden vectors do not pass (KL 2.5e-01, top-1 0.5000, "
@@ -135,7 +136,7 @@ def test_safer_options_stay_in_force_also_when_remembered(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, lambda graph, safe: not safe)
-    assert bundle.selected().safe and bundle.selected().graph == "fp32"
+    assert bundle.selected(lambda text: None).safe and bundle.selected().graph == "fp32"
     opened = Bundle.open(bundle.path)
     assert opened.selected().remembered and opened.selected().safe
     options = opened.session().get_session_options()
@@ -159,14 +160,69 @@ def test_a_graph_that_does_not_load_is_passed_over(bundle: Bundle, monkeypatch: 
     assert tried == ["fp32", "portable"]
 
 
+def test_a_graph_that_loads_and_does_not_run_is_passed_over(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a kernel is missing or memory runs out: onnxruntime raises its own exceptions then."""
+    tried: list[tuple[str, bool]] = []
+
+    def check(_: Bundle, graph: str, safe: bool) -> GoldenResult:
+        tried.append((graph, safe))
+        if graph == "fp32":
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return GoldenResult(graph, 10, 0.0, 0.0, 1.0, passed=True)
+
+    monkeypatch.setattr(selection, "check_golden", check)
+    found = selection.select(bundle)
+    assert tried == [("fp32", False), ("fp32", True), ("portable", False)] and found.graph == "portable"
+    assert found.tried[0].detail == (
+        "golden vectors cannot be run (Failed to allocate memory for requested buffer)"
+    )
+
+
+def test_damaged_golden_vectors_are_not_a_graphs_fault(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: object, **__: object) -> GoldenResult:
+        raise BundleError("golden.npz cannot be read")
+
+    monkeypatch.setattr(selection, "check_golden", check)
+    with pytest.raises(BundleError, match="golden.npz cannot be read"):
+        selection.select(bundle)
+
+
+def test_without_anybody_to_tell_a_failure_is_a_warning(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, lambda graph, safe: graph == "fp32" and not safe)
+    with pytest.warns(UserWarning, match="graph fp32: golden vectors do not pass"):
+        stream = Stream(bundle)
+    assert stream.graph == "fp32"
+
+
+def test_sessions_of_the_self_test_do_not_stay(bundle: Bundle) -> None:
+    """Weights twice in memory are what a small board has no room for."""
+    Stream(bundle, threads=2)
+    assert list(bundle._sessions) == [("fp32", 2, False)]
+
+
+def test_a_named_graph_is_taken_as_it_is_whatever_was_selected(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, lambda graph, safe: not safe)
+    bundle.selected(lambda text: None)
+    Stream(bundle, "fp32")
+    assert list(bundle._sessions) == [("fp32", 1, False)]
+    Stream(bundle)
+    assert list(bundle._sessions)[1:] == [("fp32", 1, True)]
+
+
 def test_nothing_that_passes_is_one_line_that_says_what_to_do(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, lambda graph, safe: True)
-    with pytest.raises(
-        BundleError, match=r"no graph of .* passes its golden vectors .*dsmr doctor"
-    ) as caught:
-        Stream(bundle)
+    with pytest.raises(BundleError, match="no graph of .* passes its golden vectors .*dsmr doctor") as caught:
+        bundle.selected(lambda text: None)
     assert "\n" not in str(caught.value) and "portable with safer session options" in str(caught.value)
 
 

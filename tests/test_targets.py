@@ -47,7 +47,8 @@ def profile(tmp_path: Path) -> Profile:
         text = toml(name)
         assert old in text
         path = tmp_path / "mine.toml"
-        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        changed = text.replace(old, new, 1).replace(f'name = "{name}"', 'name = "mine"')
+        path.write_text(changed, encoding="utf-8")
         return path
 
     return write
@@ -197,9 +198,7 @@ def test_a_recipe_that_was_left_out_is_refused_without_blaming_the_cpu(profile: 
     text = toml("raspberry-pi-5")
     start, end = text.index("[recipes.int4]"), text.index("[session]")
     target = load(str(profile("raspberry-pi-5", text[start:end], "")))
-    with pytest.raises(
-        TargetError, match="target raspberry-pi-5 has no recipe for int4; use --quantize int8"
-    ):
+    with pytest.raises(TargetError, match="target mine has no recipe for int4; use --quantize int8"):
         target.recipe("int4")
 
 
@@ -561,3 +560,11 @@ def test_the_command_refuses_what_the_loader_refuses(profile: Profile) -> None:
 
 def test_the_help_has_an_example() -> None:
     assert "dsmr targets raspberry-pi-5" in dsmr_targets("--help").stdout
+
+
+def test_a_file_may_not_take_a_built_in_name(tmp_path: Path) -> None:
+    """A bundle's manifest says its target by name: it would be taken for the other one."""
+    path = tmp_path / "mine.toml"
+    path.write_text(toml("raspberry-pi-5"), encoding="utf-8")
+    with pytest.raises(TargetError, match="name raspberry-pi-5 is a built-in profile's; give yours another"):
+        load(str(path))

@@ -138,15 +138,16 @@ class Bundle:
             _check_entry(folder, f"graphs.{name}", graph, sums)
         return cls(folder, manifest, sums[MANIFEST], notes)
 
-    def selected(self, say: Callable[[str], None] = lambda text: None) -> Selection:
+    def selected(self, say: Callable[[str], None] | None = None) -> Selection:
         """Which graph this machine runs, and how (runtime.selection.select): found out once.
 
-        say: gets a line about each graph that failed. Raises BundleError where none passes its golden
-        vectors."""
+        say: gets a line about each graph that failed (None: they are warnings). Raises BundleError where none
+        passes its golden vectors.
+        """
         from dsmr_export.runtime.selection import select
 
         if self._selection is None:
-            self._selection = select(self, say)
+            self._selection = select(self, say or _warn)
         return self._selection
 
     @property
@@ -171,13 +172,14 @@ class Bundle:
     ) -> InferenceSession:
         """A graph's session, opened once for each way of asking and shared: the state is the caller's.
 
-        threads: None = the bundle's. safe: with safer options (session.open_session); None = as selected.
-        Raises BundleError (unknown graph), GraphError (onnxruntime too old, or not what the manifest says).
+        threads: None = the bundle's. safe: with safer options (session.open_session); None = as was selected
+        where no graph is named, else no. Raises BundleError (unknown graph), GraphError (onnxruntime too
+        old, or not what the manifest says).
         """
+        if safe is None:
+            safe = name is None and self.selected().safe
         entry, name = self.graph(name), name or self.default_graph
         threads = self.threads if threads is None else threads
-        if safe is None:
-            safe = self._selection is not None and self._selection.graph == name and self._selection.safe
         key = name, threads, safe
         if key not in self._sessions:
             session = open_session(
@@ -200,6 +202,10 @@ class Bundle:
     def golden(self) -> Golden:
         """The golden vectors, loaded at first use. Raises BundleError if their form is wrong."""
         return Golden.read(self.path / self.manifest.golden.file, self.manifest)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 def _check_entry(folder: Path, where: str, entry: FileEntry | GraphEntry, sums: dict[str, str]) -> None:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dsmr_export import __version__
 from dsmr_export.errors import BundleError, GraphError, OutputError
 from dsmr_export.manifest import Manifest
 from dsmr_export.runtime import cpu
+from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.files import write_atomically
 from dsmr_export.runtime.golden import check_golden
 from dsmr_export.runtime.session import load_onnxruntime
-
-if TYPE_CHECKING:
-    from dsmr_export.runtime.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,16 @@ def select(bundle: Bundle, say: Callable[[str], None] = lambda text: None, fresh
     if not fresh and (known := _recall(memory, key, bundle.manifest)):
         return known
     tried: list[Attempt] = []
+    # Its sessions, those that fail among them, go when the answer is known: memory is short where this
+    # matters.
+    trial = Bundle(bundle.path, bundle.manifest, bundle.identity, [])
     for graph, well in ordered(bundle.manifest, machine.features):
-        for attempt in _attempts(bundle, graph):
+        for attempt in _attempts(trial, graph):
             tried.append(attempt)
             if attempt.passed:
-                found = Selection(graph, attempt.safe, _reason(bundle, attempt, well, machine), tuple(tried))
+                found = Selection(
+                    graph, attempt.safe, _reason(bundle.manifest, tried, well, machine), tuple(tried)
+                )
                 _remember(memory, key, found)
                 return found
             say(f"graph {graph}{_how(attempt.safe)}: {attempt.detail}")
@@ -93,6 +95,12 @@ def _attempts(bundle: Bundle, graph: str) -> Iterator[Attempt]:
         except GraphError as error:  # it does not load: other options would not change that
             yield Attempt(graph, safe, False, str(error))
             return
+        except BundleError:  # the golden vectors themselves: no graph can pass them
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            reason = " ".join(str(error).split())[:200]
+            yield Attempt(graph, safe, False, f"golden vectors cannot be run ({reason})")
+            continue
         figures = f"KL {result.kl_mean:.1e}, top-1 {result.top1:.4f}, logits {result.max_abs_logit:.1e} apart"
         verdict = "pass" if result.passed else "do not pass"
         yield Attempt(graph, safe, result.passed, f"golden vectors {verdict} ({figures})")
@@ -102,15 +110,19 @@ def _how(safe: bool) -> str:
     return " with safer session options" if safe else ""
 
 
-def _reason(bundle: Bundle, attempt: Attempt, well: bool, machine: cpu.Cpu) -> str:
-    requires = bundle.manifest.graphs[attempt.graph].requires
+def _reason(manifest: Manifest, tried: Sequence[Attempt], well: bool, machine: cpu.Cpu) -> str:
+    """Why the last one tried is taken; which others failed is said every time, not only at the first load."""
+    *failed, taken = tried
+    requires = manifest.graphs[taken.graph].requires
     if not requires:
         suited = "runs on any CPU"
     elif well:
         suited = f"this CPU has {', '.join(sorted(set(requires) & machine.features))}"
     else:
         suited = f"slow here: this CPU has none of {', '.join(requires)}, but no better graph passes"
-    return f"{suited}; {attempt.detail}{_how(attempt.safe)}"
+    others = list(dict.fromkeys(a.graph for a in failed if a.graph != taken.graph))
+    instead = f"; failed here: {', '.join(others)}" if others else ""
+    return f"{suited}; {taken.detail}{_how(taken.safe)}{instead}"
 
 
 def _memory() -> Path:

@@ -26,7 +26,7 @@ OPTIONS = {
     "session.intra_op.spin_duration_us": "50",
     "session.x64quantprecision": "1",
 }
-"""Session configuration of every graph; a manifest's own entries win."""
+"""Session configuration where no manifest says otherwise; a bundle's target has its own (targets/*.toml)."""
 
 SAFE_OPTIONS = {"mlas.disable_kleidiai": "1"}
 """What a session gets on top where the golden vectors failed with all optimizations: no KleidiAI kernels on
@@ -70,9 +70,9 @@ def open_session(
     """
     if threads < 1:
         raise GraphError(f"threads is {threads}: give 1 or more")
+    onnxruntime = load_onnxruntime()  # telemetry is off before a bundle can ask for anything
     for variable, value in setup.environment_on(platform.machine()).items() if setup else ():
         os.environ.setdefault(variable, value)
-    onnxruntime = load_onnxruntime()
     label = name or Path(path).name
     if min_onnxruntime and version_tuple(onnxruntime.__version__) < version_tuple(min_onnxruntime):
         raise GraphError(
@@ -86,11 +86,8 @@ def open_session(
     options.log_severity_level = (
         3  # errors only: onnxruntime probes for GPUs and warns about it on many boards
     )
-    for key, value in {
-        **OPTIONS,
-        **(setup.options if setup else {}),
-        **(SAFE_OPTIONS if safe else {}),
-    }.items():
+    entries = setup.options if setup else OPTIONS
+    for key, value in {**entries, **(SAFE_OPTIONS if safe else {})}.items():
         options.add_session_config_entry(key, value)
     if safe:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

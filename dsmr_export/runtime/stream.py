@@ -70,6 +70,8 @@ class Stream:
         (no such graph, or none that passes), GraphError (it cannot run here), DsmrError (a bad position)."""
         self.bundle = bundle
         self.graph = graph or bundle.default_graph
+        if safe is None:
+            safe = graph is None and bundle.selected().safe
         entry, model = bundle.graph(self.graph), bundle.manifest.model
         self.vocab_size = model.vocab_size
         self.state_bytes = entry.state_bytes
