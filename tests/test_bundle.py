@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from dsmr_export.errors import BundleError, GraphError
-from dsmr_export.manifest import Manifest
+from dsmr_export.manifest import Manifest, SessionEntry
 from dsmr_export.runtime import Bundle, check_golden
 from dsmr_export.runtime import bundle as bundle_module
 from dsmr_export.runtime.bundle import write_sums
@@ -144,6 +144,22 @@ def test_sessions_have_the_devices_options(original: Bundle) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.get_session_config_entry("session.x64quantprecision") == "1"
     assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
+
+
+def test_a_bundle_may_add_to_the_options_and_not_take_away(
+    original: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ARM target says nothing of x86, where its int8 sums would saturate; nobody switches telemetry on."""
+    monkeypatch.delenv("ORT_GQA_DISABLE_FLASH_ATTENTION", raising=False)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
+    environment = {"all": {"ORT_GQA_DISABLE_FLASH_ATTENTION": "0", "ORT_DISABLE_TELEMETRY": "0"}}
+    setup = SessionEntry(1, {"session.intra_op.spin_duration_us": "7"}, environment)
+    session = open_session(original.path / "model.onnx", setup=setup)
+    options = session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "7"
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert os.environ.pop("ORT_GQA_DISABLE_FLASH_ATTENTION") == "0"
 
 
 def in_a_fresh_python(code: str) -> str:
