@@ -3,13 +3,10 @@ fits."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +21,7 @@ from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.bundle import default_path
 from dsmr_export.state import fused_state, state_bytes
 from dsmr_export.targets import loader
+from tests import scripts
 
 pytest.importorskip("onnxscript", reason="needs the export extra")
 from dsmr_export import budget, cli, export, pack, quantize
@@ -77,20 +75,11 @@ def test_a_token_reads_every_matrix_once_and_one_row_of_the_embedding() -> None:
     assert found.weights_read == 4 * (parameters + 160 + 17 * 160) and heads == 128
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_memory", ROOT / "scripts" / "measure_memory.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("flash", [True, False])
 def test_a_process_takes_what_was_estimated(flash: bool) -> None:
     """Of the prebuilt bundle (target generic, so the estimate is for the kernel without flash): never more
     than estimated by a tenth, and at least half of it. x86-64's onnxruntime; ARM's is of the same size."""
-    measured, bundle = script(), Bundle.open()
+    measured, bundle = scripts.load("measure_memory"), Bundle.open()
     estimate = measured.estimate(bundle.manifest, "int8").memory
     environment = {} if flash else {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
     assert estimate / 2 < measured.peak(default_path(), "int8", environment) < estimate * 1.1

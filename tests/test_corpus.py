@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from dsmr_export import corpus
 from dsmr_export.errors import DataError
 from dsmr_export.runtime.midi import read_midi, write_midi
 from dsmr_export.runtime.performance import Note
+from tests import scripts
 
 ROOT = Path(__file__).parents[1]
 MAESTRO_COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename", "duration")
@@ -23,11 +23,7 @@ MAESTRO_COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filen
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_corpus", ROOT / "scripts" / "make_corpus.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("make_corpus")
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,25 +11,16 @@ from dsmr_export import pack
 from dsmr_export.manifest import Manifest
 from dsmr_export.model import checkpoint
 from dsmr_export.runtime import Bundle, check_golden
+from tests import scripts
 
-ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE = 1_000_000
-
-
-def release_script() -> ModuleType:
-    path = ROOT / "scripts" / "make_default_bundle.py"
-    spec = importlib.util.spec_from_file_location("make_default_bundle", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The release script's own request, with a parity check of a few tokens: its figures are not compared."""
     request = dataclasses.replace(
-        release_script().REQUEST, output=tmp_path_factory.mktemp("fresh") / "bundle"
+        scripts.load("make_default_bundle").REQUEST, output=tmp_path_factory.mktemp("fresh") / "bundle"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "GATE_PIECES", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.midi import write_midi
 from dsmr_export.runtime.performance import Note
 from dsmr_export.runtime.play import continue_prompt
+from tests import scripts
 from tests.tiny_bundle import make_bundle
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "note_density.py"
@@ -23,12 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "note_density.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("note_density", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("note_density")
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from dsmr_export.targets import loader
+from tests import scripts
 
 pytest.importorskip("onnxscript", reason="needs the export extra")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("target_table", ROOT / "scripts" / "target_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("target_table")
 
 
 def test_every_target_and_quantization_is_in_one_row(script: ModuleType) -> None:
@@ -43,7 +35,7 @@ def test_targets_share_a_row_only_if_their_graphs_are_made_alike(script: ModuleT
 
 
 def test_kinds_add_up_to_the_kept_totals(script: ModuleType) -> None:
-    kept = json.loads((ROOT / "tests" / "arm" / "instructions.json").read_text())["counts"]
+    kept = json.loads((scripts.ROOT / "tests" / "arm" / "instructions.json").read_text())["counts"]
     _, _, *rows = script.kinds()
     seen = set()
     for row in rows:
