@@ -15,12 +15,12 @@ from dsmr_export import schedule as schedules
 from dsmr_export.errors import ScheduleError, TargetError
 from dsmr_export.export import EMBEDDING, HEAD
 from dsmr_export.manifest import ModelShape
-from dsmr_export.quantize import BITS, EMBEDDING_BLOCK, FLOAT, INT8, GraphRecipe, block_of
+from dsmr_export.quantize import EMBEDDING_BLOCK, FLOAT, INT8, GraphRecipe, block_of
 from dsmr_export.runtime.play import PROMPT_SEGMENT
 from dsmr_export.runtime.selection import suits
 from dsmr_export.schedule import Schedule
 from dsmr_export.state import fused_state, read_bytes, state_bytes
-from dsmr_export.targets.loader import Target
+from dsmr_export.targets.loader import BITS, Target
 
 MB = 1_000_000
 RUNTIME_BYTES = 54 * MB
