@@ -202,7 +202,7 @@ def caveat(target: Target) -> str:
     """What the estimate of tokens per second is worth."""
     return (
         f"tokens/s: an estimate and an upper bound, {target.memory.bandwidth_gb_per_s:g} GB/s over the "
-        f"bytes that a token reads ({' '.join(target.memory.source.split())})"
+        f"bytes that a token reads; the source of that bandwidth: dsmr targets {target.name}"
     )
 
 

@@ -15,6 +15,7 @@ import click
 
 from dsmr_export import __version__, cli_device, cli_doctor, cli_quantize, cli_training
 from dsmr_export.cli_training import pieces_through_miditok
+from dsmr_export.errors import DsmrError
 from dsmr_export.options import (
     BYTES,
     PATH,
@@ -302,6 +303,8 @@ def play(
     chosen = replace(
         player.SAMPLING, **{name: value for name, value in sampling.items() if value is not None}
     )
+    if prompt is not None and prompt.exists() and save.exists() and prompt.samefile(save):
+        raise DsmrError(f"--save {save} would replace the prompt: give another file")
     opened = open_bundle(bundle)
     say_graph(opened, graph)
     heard = None

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from dsmr_export.options import json_option
+from dsmr_export.runtime import cpu
 from dsmr_export.terminal import print_json, stdout
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--toml", "as_toml", is_flag=True, help="Print NAME's file, to begin one of your own.")
 @json_option
-def targets(name: str | None, as_json: bool) -> None:
-    """List the device profiles, or show everything about one: its NAME, or the path of a TOML file.
+def targets(name: str | None, as_toml: bool, as_json: bool) -> None:
+    """List the device profiles, or show everything about one: its NAME, the path of a TOML file, or auto.
 
     What a choice rests on is said beside it. A profile of your own is a TOML file with the keys of a built-in
     one; dsmr export takes its path as --target.
@@ -30,11 +32,19 @@ def targets(name: str | None, as_json: bool) -> None:
     Example:
       dsmr targets
       dsmr targets raspberry-pi-5
-      dsmr targets ./my-board.toml --json
+      dsmr targets raspberry-pi-5 --toml > my-board.toml
     """
     from dsmr_export.targets import loader
 
+    if name == "auto":
+        machine = cpu.read()
+        name = loader.best_for(machine.architecture, machine.features, machine.model).name
     chosen = [loader.load(each) for each in ([name] if name else loader.names())]
+    if as_toml:
+        if name is None:
+            raise click.UsageError("--toml prints one profile: give its NAME")
+        click.echo(loader.text_of(name)[0], nl=False)
+        return
     if as_json:
         found = [_plain(target) for target in chosen]
         print_json(found[0] if name else {"targets": found})

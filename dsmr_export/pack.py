@@ -275,7 +275,9 @@ def _schedule(
 ) -> Schedule:
     own = source.schedule.budget_tokens
     if request.budget_bytes is None:
-        text = request.schedule or source.schedule.text
+        # a budget alone is shared out anew by the checkpoint's own rule; a list of horizons has none
+        asked_anew = request.budget is not None and source.schedule.name != schedules.EXPLICIT
+        text = request.schedule or (source.schedule.name if asked_anew else source.schedule.text)
         return schedules.build(text, source.config.layers, request.budget, own)
     if request.budget is not None or request.schedule not in (None, "two_scale"):
         raise DsmrError("--budget-bytes solves for two_scale: leave --budget and any other --schedule out")

@@ -199,12 +199,8 @@ def _raspberry_pi(model: str) -> str | None:
     return f"raspberry-pi-{found[1]}" if found else None
 
 
-def load(name_or_path: str) -> Target:
-    """The profile with this built-in name, or the one in this file (a path ends in .toml or has a slash).
-
-    Raises TargetError: unknown name, unreadable file, unknown or missing key, wrong type or value, keys that
-    contradict each other.
-    """
+def text_of(name_or_path: str) -> tuple[str, str]:
+    """(text, what messages call it) of a profile's file. Raises TargetError: unknown name, no such file."""
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         where = name_or_path
         try:
@@ -219,6 +215,16 @@ def load(name_or_path: str) -> Target:
             )
         where = f"{name_or_path}.toml"
         text = resources.files("dsmr_export.targets").joinpath(where).read_text(encoding="utf-8")
+    return text, where
+
+
+def load(name_or_path: str) -> Target:
+    """The profile with this built-in name, or the one in this file (a path ends in .toml or has a slash).
+
+    Raises TargetError: unknown name, unreadable file, unknown or missing key, wrong type or value, keys that
+    contradict each other.
+    """
+    text, where = text_of(name_or_path)
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -437,6 +437,21 @@ def test_an_onnxruntime_too_old_names_both_versions(bundle: Path, monkeypatch: p
     assert chosen.startswith("graph portable: runs on any CPU")
 
 
+def test_play_does_not_replace_its_prompt(bundle: Path, prompt: Path) -> None:
+    before = prompt.read_bytes()
+    refused(dsmr("play", bundle, "--prompt", prompt, "--save", prompt), "would replace the prompt")
+    assert prompt.read_bytes() == before
+
+
+def test_a_target_to_copy_and_that_of_this_machine(tmp_path: Path) -> None:
+    text = dsmr("targets", "raspberry-pi-5", "--toml").stdout
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "raspberry-pi-5"', 'name = "mine"'))
+    assert one_json(dsmr("targets", path, "--json"))["name"] == "mine"
+    assert dsmr("targets", "--toml").exit_code == 2
+    assert one_json(dsmr("targets", "auto", "--json"))["architectures"]
+
+
 def test_play_says_which_graph_it_runs_and_what_is_odd_about_a_named_one(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -481,3 +481,10 @@ def test_a_real_ctrl_c(tiny_export: Path, tiny_checkpoint: Path, tmp_path: Path)
     assert process.returncode == 1 and not out
     assert "Traceback" not in err and re.search(r"Aborted!\s*$", err)
     assert os.listdir(tmp_path) == ["b"] and content(tmp_path / "b") == content(tiny_export)
+
+
+def test_a_budget_alone_is_shared_out_by_the_checkpoints_own_rule(tiny_checkpoint: Path) -> None:
+    prepared = pack.prepare(pack.Request(Path("b"), budget=8192))
+    assert prepared.schedule.name == "two_scale" and prepared.schedule.budget_tokens == 8192
+    with pytest.raises(ScheduleError, match="more than the budget of 70"):  # a list of horizons has no rule
+        pack.prepare(pack.Request(Path("b"), checkpoint=tiny_checkpoint, budget=70))
