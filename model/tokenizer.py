@@ -162,4 +162,5 @@ def grammar_rules() -> dict[str, Any]:
         "off_needs_sounding": True,
         "on_needs_silent": True,
         "eos_needs_silence": True,
+        "ordered": True,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,43 @@ def test_what_is_allowed_is_a_canonical_performance(seed: int, allow_eos: bool) 
     assert canonical(notes) == notes
     # Nothing was passed over: each id did something. A note-on that is the last id has no velocity yet.
     assert len(notes) == kinds.count("on") - (kinds[-1] == "on")
+
+
+@given(st.integers(0, 2**32))
+def test_what_is_allowed_is_what_the_encoder_would_write(seed: int) -> None:
+    """The rule ``ordered``: no two id sequences for one performance, so music that is sampled needs no other
+    ids once it is heard."""
+    ids = walk(grammar(), seed, 200)
+    if TABLE.kinds[ids[-1]] == "on":
+        ids.pop()
+    while ids and TABLE.kinds[ids[-1]] == "shift":
+        ids.pop()
+    notes = decode([*ids, TABLE.shift_ids[TABLE.longest_shift]], TABLE)  # what still sounds ends later
+    assert encode(notes, TABLE)[: len(ids)] == ids
+
+
+@given(st.integers(0, 2**32), st.integers(0, 100))
+def test_a_state_goes_on_as_its_grammar_does(seed: int, count: int) -> None:
+    rules, other = grammar(), grammar()
+    walk(rules, seed, count)
+    other.resume(json.loads(json.dumps(rules.state())))
+    assert np.array_equal(rules.allowed, other.allowed) and rules.sounding == other.sounding
+    for token in walk(rules.copy(), seed + 1, 50):
+        assert np.array_equal(rules.allowed, other.allowed)
+        rules.advance(token)
+        other.advance(token)
+
+
+@pytest.mark.parametrize(
+    "change", [{"last": "chord"}, {"onsets": [[5, 0]]}, {"allowed": "00"}, {"allowed": "x"}, {"pending": 5}]
+)
+def test_a_damaged_state_is_refused(change: dict[str, Any]) -> None:
+    rules = grammar()
+    walk(rules, 1, 40)
+    before = rules.state()
+    with pytest.raises(BundleError, match="this state is not whole: its grammar"):
+        rules.resume(before | change)
+    assert rules.state() == before
 
 
 def test_eos_comes_only_in_silence_and_only_if_wanted() -> None:

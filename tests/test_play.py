@@ -210,7 +210,9 @@ def test_a_new_piece_forgets_the_last(bundle: Bundle) -> None:
 def test_a_model_that_never_shifts_is_made_to(bundle: Bundle, on_needs_silent: bool) -> None:
     """It strikes notes wherever it may; where a bundle's rules let it do so for ever, the mask does not."""
     table = bundle.event_table
-    mask = Paced(Grammar(table, {**bundle.manifest.grammar, "on_needs_silent": on_needs_silent}))
+    mask = Paced(
+        Grammar(table, {**bundle.manifest.grammar, "on_needs_silent": on_needs_silent, "ordered": False})
+    )
     here, longest = 0, 0
     for _ in range(5000):
         allowed = np.flatnonzero(mask.allowed)
@@ -224,7 +226,7 @@ def test_a_model_that_never_shifts_is_made_to(bundle: Bundle, on_needs_silent: b
 
 def test_the_limit_waits_for_a_velocity(bundle: Bundle) -> None:
     table = bundle.event_table
-    mask = Paced(Grammar(table, {**bundle.manifest.grammar, "on_needs_silent": False}))
+    mask = Paced(Grammar(table, {**bundle.manifest.grammar, "on_needs_silent": False, "ordered": False}))
     first = table.on_ids[60]
     for _ in range(MAX_FRAME_TOKENS // 2 - 1):
         mask.advance(first)

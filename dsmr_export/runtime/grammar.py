@@ -6,12 +6,14 @@ The rules (``model.tokenizer.grammar_rules`` writes them):
 * ``start``: the kinds that may come first; ``may_follow``: for each kind, the kinds that may come after it;
 * ``off_needs_sounding``: a note-off only for a pitch that sounds; ``on_needs_silent``: a note-on only for one
   that does not;
+* ``ordered``: within a frame note-offs come by (onset, pitch) and note-ons by ascending pitch, and a shift
+  follows another one only if that was the longest;
 * ``special`` among the kinds means EOS, where the caller allows it; ``eos_needs_silence``: only when no note
   sounds. PAD and BOS never come.
 
 Every id sequence of a canonical performance obeys the rules, and every sequence that obeys them decodes to a
-canonical performance. They do not fix the order among the note-offs, or among the note-ons, of one frame, nor
-how a silence is cut into shifts: those change no note.
+canonical performance. With ``ordered`` it is also the sequence that ``events.encode`` makes of that
+performance, up to shifts at its end: so what was sampled is what would have been heard.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ class Grammar:
         self.table = table
         self.rules = rules
         self.allow_eos = allow_eos
-        self.sounding: set[int] = set()
+        self._onsets: dict[int, int] = {}  # of the sounding notes: pitch to frame
+        self._frame = 0
         self._pending: int | None = None
         self._last = _START
+        self._ordered = bool(rules.get("ordered"))
+        self._order = _Order(table)
         self._eos = table.special_id("eos") if allow_eos else None
         self._follow = _follow_masks(table, rules, self._eos)
         self._off_needs_sounding = bool(rules.get("off_needs_sounding"))
@@ -60,10 +65,25 @@ class Grammar:
         """Boolean [V]: which ids may come next. One buffer, rewritten by ``advance``; copy it to keep it."""
         return self._allowed
 
+    @property
+    def sounding(self) -> frozenset[int]:
+        """The pitches that sound."""
+        return frozenset(self._onsets)
+
+    @property
+    def onsets(self) -> dict[int, int]:
+        """The pitches that sound, each with the frame of its onset since BOS."""
+        return dict(self._onsets)
+
+    @property
+    def frame(self) -> int:
+        """Frames that the shifts since BOS come to."""
+        return self._frame
+
     def reset(self) -> None:
         """As before the first id."""
         self._silence()
-        self._last, self._pending = _START, None
+        self._last, self._pending, self._frame = _START, None, 0
         np.logical_and(self._follow[self._last], self._possible, out=self._allowed)
 
     def advance(self, token: int) -> None:
@@ -75,42 +95,102 @@ class Grammar:
             if value in ("bos", "eos"):
                 self.reset()
             return
+        onset, struck = 0, self._pending
         if kind == "velocity":
-            if self._pending is not None:
-                self._set(self._pending, True)
+            if struck is not None:
+                self._set(struck, True)
         elif kind == "off":
+            onset = self._onsets.get(int(value), self._frame)
             self._set(int(value), False)
+        elif kind == "shift":
+            self._frame += int(value)
         self._pending = int(value) if kind == "on" else None
         self._last = kind
         np.logical_and(self._follow[kind], self._possible, out=self._allowed)
+        if self._ordered:
+            if kind == "velocity" and struck is not None:
+                self._allowed[self._order.on_ids_up_to(struck)] = False
+            elif kind == "off":
+                key = onset, int(value)
+                for pitch, began in self._onsets.items():
+                    if (began, pitch) < key:
+                        self._allowed[self.table.off_ids[pitch]] = False
+            elif kind == "shift" and int(value) < self.table.longest_shift:
+                self._allowed[self._order.shift_ids] = False
 
     def copy(self) -> Grammar:
         """Another grammar at the same point; the tables are shared."""
         twin = Grammar.__new__(Grammar)
         twin.__dict__.update(self.__dict__)
-        twin.sounding = set(self.sounding)
+        twin._onsets = dict(self._onsets)
         twin._possible, twin._allowed = self._possible.copy(), self._allowed.copy()
         return twin
 
+    def state(self) -> dict[str, Any]:
+        """Where it is, as plain JSON: what a saved state keeps."""
+        return {
+            "last": self._last,
+            "pending": self._pending,
+            "frame": self._frame,
+            "onsets": sorted(self._onsets.items()),
+            "allowed": np.packbits(self._allowed).tobytes().hex(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go to where another one was. Raises ``BundleError``, with nothing changed, for what is no such
+        state."""
+        size = len(self.table)
+        try:
+            last, pending, frame = state["last"], state["pending"], int(state["frame"])
+            onsets = {int(pitch): int(onset) for pitch, onset in state["onsets"]}
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(state["allowed"]), np.uint8))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"this state is not whole: its grammar is damaged ({error})") from error
+        allowed = bits[:size].astype(np.bool_)
+        pitches = {*onsets, *([] if pending is None else [pending])}
+        if last not in self._follow or not pitches <= set(self.table.on_ids) or not allowed.any():
+            raise BundleError("this state is not whole: its grammar is not this bundle's")
+        self._silence()
+        self._frame = frame
+        for pitch in onsets:
+            self._set(pitch, True)
+        self._onsets.update(onsets)
+        self._last, self._pending = last, pending
+        self._allowed[:] = allowed
+
     def _set(self, pitch: int, sounds: bool) -> None:
-        if sounds == (pitch in self.sounding):
+        if sounds == (pitch in self._onsets):
             return
         if sounds:
-            self.sounding.add(pitch)
+            self._onsets[pitch] = self._frame
         else:
-            self.sounding.remove(pitch)
+            del self._onsets[pitch]
         if self._on_needs_silent:
             self._possible[self.table.on_ids[pitch]] = not sounds
         if self._off_needs_sounding:
             self._possible[self.table.off_ids[pitch]] = sounds
         if self._eos is not None and self._eos_needs_silence:
-            self._possible[self._eos] = not self.sounding
+            self._possible[self._eos] = not self._onsets
 
     def _silence(self) -> None:
-        self.sounding.clear()
+        self._onsets.clear()
         self._possible[:] = True
         if self._off_needs_sounding:
             self._possible[list(self.table.off_ids.values())] = False
+
+
+class _Order:
+    """Ids by value, for the masks of ``ordered``."""
+
+    def __init__(self, table: EventTable) -> None:
+        pitches = sorted(table.on_ids)
+        self._place = {pitch: place for place, pitch in enumerate(pitches)}
+        self._on_ids = np.array([table.on_ids[pitch] for pitch in pitches])
+        self.shift_ids = np.array(list(table.shift_ids.values()))
+
+    def on_ids_up_to(self, pitch: int) -> NDArray[np.intp]:
+        """Ids of the note-ons of ``pitch`` and all below."""
+        return self._on_ids[: self._place[pitch] + 1]
 
 
 def _follow_masks(

@@ -8,7 +8,7 @@ and a live input feed the same ``Recorder``, so a model hears on the device exac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import floor
 from typing import Literal, NamedTuple
 
@@ -141,6 +141,32 @@ class Recorder:
         final += self.advance(self.frame + 2)
         self._pedals.clear()
         self.frame = 0
+        return final
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that came is final: nothing of the present frame waits for its end."""
+        return not (self._struck or self._ended)
+
+    def owners(self) -> dict[int, int]:
+        """The pitches that sound, each with the track that struck it."""
+        return {voice.pitch: voice.track for voice in [*self._sounding.values(), *self._struck.values()]}
+
+    def resume(self, frame: int, onsets: Mapping[int, int], tracks: Mapping[int, int]) -> None:
+        """Begin anew at ``frame`` with notes that sound already: pitch to frame of onset, pitch to track."""
+        self.frame = frame
+        self._struck, self._ended = {}, {}
+        self._pedals.clear()
+        self._sounding = {pitch: _Voice(onset, pitch, 1, 0, tracks[pitch]) for pitch, onset in onsets.items()}
+
+    def release_track(self, frame: int, track: int) -> list[KeyEvent]:
+        """Every note of a track ends, pedal or not, and all pedals are up."""
+        final = self.advance(frame)
+        self._pedals.clear()
+        for voice in [*self._sounding.values(), *self._struck.values()]:
+            if voice.track == track:
+                voice.held = False
+                self._release(voice)
         return final
 
     def _release_all(self, channel: int, held: bool) -> None:
