@@ -1,0 +1,1 @@
+"""Playing live: MIDI in, MIDI out, and a model that remembers everything between."""
