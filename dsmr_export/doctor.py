@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsmr_export.errors import DsmrError, GraphError
 from dsmr_export.runtime import cpu
+from dsmr_export.runtime.live import midi_api
+from dsmr_export.runtime.live.midi_api import SEQUENCER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,11 +45,8 @@ SECTIONS = {
     "midi": "MIDI and sound",
 }
 
-SEQUENCER = Path("/dev/snd/seq")
 ONNXRUNTIME_GLIBC = (2, 28)
 """What onnxruntime's wheels are built against (the tag of 1.31's), where none is installed that says so."""
-
-_LIVE = "pip install 'dsmr-export[live]'"
 
 
 @dataclass(frozen=True)
@@ -333,28 +332,15 @@ def _rtmidi() -> Iterator[Finding]:
     try:
         import_module("rtmidi")
     except ModuleNotFoundError:
-        fix = _LIVE
-        if sys.version_info >= (3, 13):  # python-rtmidi 1.5.8 has no wheels for it
-            fix = f"sudo apt install build-essential python3-dev pkg-config libasound2-dev && {_LIVE}"
         text = "python-rtmidi is not installed: files only, no MIDI ports"
-        yield Finding("midi", "rtmidi", MISSING, text, fix, {"version": None})
+        yield Finding("midi", "rtmidi", MISSING, text, midi_api.how_to_install(), {"version": None})
     except ImportError as error:
         reason = " ".join(str(error).split())
-        fix = f"sudo apt install {_libasound()}" if "libasound" in reason else f"{_LIVE} --force-reinstall"
+        fix = midi_api.how_to_mend(reason)
         yield Finding("midi", "rtmidi", MISSING, f"cannot be imported ({reason})", fix, {"version": None})
     else:
         version = metadata.version("python-rtmidi")
         yield Finding("midi", "rtmidi", OK, f"python-rtmidi {version}", facts={"version": version})
-
-
-def _libasound() -> str:
-    """The package's name: Debian 13 and Ubuntu 24.04 renamed it, with 64-bit time."""
-    try:
-        system = platform.freedesktop_os_release()
-    except OSError:
-        return "libasound2"
-    renamed = {"ubuntu": (24, 4)}.get(system.get("ID", ""), (13,))
-    return "libasound2t64" if _numbers(system.get("VERSION_ID", "")) >= renamed else "libasound2"
 
 
 def _sequencer() -> Iterator[Finding]:
@@ -372,7 +358,7 @@ def _sequencer() -> Iterator[Finding]:
 
 
 def _ports() -> Iterator[Finding]:
-    """What ALSA's sequencer offers; the absence of each part is a finding of its own, with its fix."""
+    """What ALSA's sequencer offers, or a JACK server; the absence of each part is a finding of its own."""
     nothing: dict[str, Any] = {"inputs": [], "outputs": []}
     try:
         rtmidi = import_module("rtmidi")
@@ -380,18 +366,22 @@ def _ports() -> Iterator[Finding]:
         text = "not looked for: python-rtmidi cannot be imported"
         yield Finding("midi", "ports", MISSING, text, facts=nothing)
         return
-    try:
-        with _quiet_stderr():
-            facts = {
-                "inputs": list(rtmidi.MidiIn(rtmidi.API_LINUX_ALSA).get_ports()),
-                "outputs": list(rtmidi.MidiOut(rtmidi.API_LINUX_ALSA).get_ports()),
-            }
-    except Exception as error:  # rtmidi's own SystemError where there is no sequencer
-        text = f"ALSA's sequencer cannot be opened ({' '.join(str(error).split())})"
-        yield Finding("midi", "ports", MISSING, text, facts=nothing)
-        return
-    counts = ", ".join(f"{kind}: {'; '.join(names) or 'none'}" for kind, names in facts.items())
-    yield Finding("midi", "ports", OK, counts, facts=facts)
+    reasons = []
+    for system, constant in (("ALSA", "API_LINUX_ALSA"), ("JACK", "API_UNIX_JACK")):
+        try:
+            with _quiet_stderr():
+                api = getattr(rtmidi, constant)
+                facts = {
+                    "inputs": list(rtmidi.MidiIn(api).get_ports()),
+                    "outputs": list(rtmidi.MidiOut(api).get_ports()),
+                }
+        except Exception as error:  # rtmidi's own SystemError where there is no sequencer, no server
+            reasons.append(f"{system} cannot be used ({' '.join(str(error).split())})")
+        else:
+            counts = ", ".join(f"{kind}: {'; '.join(names) or 'none'}" for kind, names in facts.items())
+            yield Finding("midi", "ports", OK, f"{system}, {counts}", facts=facts)
+            return
+    yield Finding("midi", "ports", MISSING, "; ".join(reasons), facts=nothing)
 
 
 @contextmanager

@@ -31,12 +31,20 @@ class BundleError(DsmrError):
     """A bundle that is missing, damaged, or of a format this version does not read."""
 
 
+class StateError(DsmrError):
+    """A saved state that is missing, damaged, or of another bundle or graph."""
+
+
 class GraphError(DsmrError):
     """A graph that this onnxruntime cannot run, or whose interface is not what the manifest says."""
 
 
 class MidiError(DsmrError):
     """MIDI data that cannot be read as a piano performance."""
+
+
+class PortError(DsmrError):
+    """MIDI ports that cannot be had here, or a port that is not there."""
 
 
 class DataError(DsmrError):
