@@ -44,7 +44,8 @@ def refusing() -> Iterator[None]:
 
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic", "matplotlib"), "train"),
+    **dict.fromkeys(("torch", "safetensors", "miditok", "symusic"), "train"),
+    "matplotlib": "pictures",
     **dict.fromkeys(("onnx", "onnxscript", "optimum"), "export"),
 }
 
