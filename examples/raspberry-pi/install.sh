@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs dsmr on a Raspberry Pi, or any 64-bit ARM or x86 Linux: checks the system, makes a virtual
-# environment, installs a wheel or the source tree this script stands in, and runs `dsmr doctor`. May be run
-# again at any time.
+# environment, installs a wheel or the source tree this script stands in, and runs `dsmr doctor`; with --service
+# it installs dsmr-play.service too. May be run again at any time. $DESTDIR stands before /etc, for trying.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -9,12 +9,13 @@ tree=$(dirname "$(dirname "$here")")
 
 usage() {
     cat <<'TEXT'
-Usage: install.sh [--venv DIR] [--wheel FILE] [--python PYTHON] [--live] [--dry-run]
+Usage: install.sh [--venv DIR] [--wheel FILE] [--python PYTHON] [--live] [--service] [--dry-run]
 
-  --venv DIR       the virtual environment to make or to update (default: ~/dsmr)
+  --venv DIR       the virtual environment to make or to update (default: ~/dsmr, with --service /opt/dsmr)
   --wheel FILE     dsmr_export-….whl to install (default: the source tree this script stands in)
   --python PYTHON  the Python to make a new environment with (default: python3)
   --live           MIDI ports too (python-rtmidi)
+  --service        dsmr play as a service that starts with the board; with sudo, and --live is included
   --dry-run        check the system, and print what would be done
 TEXT
 }
@@ -30,7 +31,7 @@ wrong_usage() {
     exit 2
 }
 
-venv=$HOME/dsmr wheel='' python=python3 extra='' dry=''
+venv='' wheel='' python=python3 extra='' service='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
         --venv | --wheel | --python)
@@ -43,6 +44,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --live) extra='[live]' ;;
+        --service) service=yes extra='[live]' ;;
         --dry-run) dry=yes ;;
         -h | --help)
             usage
@@ -52,6 +54,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+
+[ -n "$venv" ] || venv=${service:+/opt/dsmr}
+[ -n "$venv" ] || venv=$HOME/dsmr
 
 # run COMMAND…: does it, or says that it would.
 run() {
@@ -83,6 +88,18 @@ libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) ||
 at_least "${libc#glibc }" 2.28 ||
     die "$libc is too old, onnxruntime's wheels need 2.28: use Raspberry Pi OS bookworm or newer"
 
+# The service: root installs it, and no home exists for it (ProtectHome= in dsmr-play.service).
+if [ -n "$service" ]; then
+    command -v systemctl >/dev/null || die "--service needs systemd, which this system does not have"
+    [ -n "$dry" ] || [ -w "${DESTDIR:-}/etc" ] || die "--service writes into /etc: run it with sudo"
+    venv=$(realpath -m "$venv")
+    case $venv in
+        /home/* | /root/* | /run/user/*)
+            die "a service cannot use $venv, which is in a home: give another folder with --venv, as /opt/dsmr" ;;
+        *[[:space:]%]*) die "a service cannot use '$venv': give a folder without spaces and % with --venv" ;;
+    esac
+fi
+
 # The environment: one that works is kept, with the Python it has; one whose Python is gone is made again.
 make=()
 if [ -e "$venv/pyvenv.cfg" ]; then
@@ -101,12 +118,15 @@ fi
 
 facts=$("$python" -c '
 import struct, sys
-print("%d.%d %d" % (sys.version_info[:2] + (8 * struct.calcsize("P"),)))' 2>/dev/null) ||
+print("%d.%d %d %s" % (sys.version_info[:2] + (8 * struct.calcsize("P"), sys.base_prefix)))' 2>/dev/null) ||
     die "$python does not run: sudo apt install python3 python3-venv, or give another one with --python"
-read -r version python_bits <<<"$facts"
+read -r version python_bits prefix <<<"$facts"
 [ "$python_bits" = 64 ] || die "$python has $python_bits bits: $os64"
 at_least "$version" 3.11 ||
     die "$python is Python $version, dsmr needs 3.11: use Raspberry Pi OS bookworm or newer, or --python"
+if [ -n "$service" ] && [[ $prefix = /home/* || $prefix = /root/* ]]; then
+    die "a service cannot use $python, which is in a home ($prefix): give the system's with --python"
+fi
 say "system: $machine, $libc, Python $version"
 
 # Versions that are known to exist as wheels for this Python.
@@ -161,3 +181,19 @@ elif "$venv/bin/dsmr" doctor; then
 else
     die "installed in $venv, but dsmr doctor does not pass here: see what it says above"
 fi
+[ -n "$service" ] || exit 0
+
+# The service. A TOML file that is there is somebody's; the unit is ours (systemctl edit changes it and lasts).
+unit=${DESTDIR:-}/etc/systemd/system/dsmr-play.service
+settings=${DESTDIR:-}/etc/dsmr/dsmr-play.toml
+run install -D -m 644 "$here/dsmr-play.service" "$unit"
+run sed -i "s|^ExecStart=/opt/dsmr/|ExecStart=$venv/|" "$unit"
+if [ -e "$settings" ]; then
+    say "settings: $settings, which is there already and stays as it is"
+else
+    run install -D -m 644 "$here/dsmr-play.toml" "$settings"
+fi
+run systemctl daemon-reload
+run systemctl enable dsmr-play.service
+run systemctl try-restart dsmr-play.service
+say "service: dsmr-play, from the next start of this machine on, or now: sudo systemctl start dsmr-play"
