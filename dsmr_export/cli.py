@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsmr_export import __version__, cli_device, cli_doctor, cli_quantize, cli_training
+from dsmr_export import (
+    __version__,
+    cli_device,
+    cli_doctor,
+    cli_play,
+    cli_ports,
+    cli_quantize,
+    cli_status,
+    cli_training,
+)
 from dsmr_export.cli_training import pieces_through_miditok
-from dsmr_export.errors import DsmrError
 from dsmr_export.options import (
     BYTES,
     PATH,
@@ -25,7 +33,6 @@ from dsmr_export.options import (
     json_option,
     open_bundle,
     reference_option,
-    say_graph,
     threads_option,
 )
 from dsmr_export.progress import counter, stages
@@ -54,7 +61,10 @@ main.add_command(cli_training.evaluate)
 main.add_command(cli_training.study)
 main.add_command(cli_device.targets)
 main.add_command(cli_doctor.doctor)
+main.add_command(cli_play.play)
+main.add_command(cli_ports.ports)
 main.add_command(cli_quantize.quantize)
+main.add_command(cli_status.status)
 
 
 @main.command("export")
@@ -244,104 +254,6 @@ def check(
     if not found["passed"]:
         failures = found.get("failures") or ["the golden vectors differ"]
         raise click.ClickException("not passed: " + "; ".join(failures))
-
-
-@main.command()
-@bundle_argument
-@click.option("--prompt", type=PATH, help="MIDI file to continue.  [default: begin a piece]")
-@click.option("--save", type=PATH, required=True, help="MIDI file to write.")
-@click.option(
-    "--seconds",
-    type=float,
-    default=30.0,
-    show_default=True,
-    help="Length of the continuation, in seconds of music.",
-)
-@click.option(
-    "--seed", default=0, show_default=True, help="Same bundle, prompt, seed and machine: same notes."
-)
-@click.option("--with-prompt", is_flag=True, help="Put the prompt before the continuation.")
-@click.option("--graph", help="Which graph to run.  [default: the bundle's]")
-@click.option("--temperature", type=float, help="0 = always the most likely token.  [default: 1.0]")
-@click.option("--top-k", type=int, help="Only the k most likely tokens; 0 = all.  [default: 0]")
-@click.option(
-    "--top-p", type=float, help="Only the most likely tokens that make up p; 1 = all.  [default: 0.98]"
-)
-@click.option(
-    "--min-p", type=float, help="Only tokens at least so likely as this share of the likeliest.  [default: 0]"
-)
-@click.option(
-    "--pace",
-    type=float,
-    help="Above 0 longer pauses, below 0 shorter; 0 = as they are.  [default: the bundle's]",
-)
-@threads_option
-@json_option
-def play(
-    bundle: Path | None,
-    prompt: Path | None,
-    save: Path,
-    seconds: float,
-    seed: int,
-    with_prompt: bool,
-    graph: str | None,
-    pace: float | None,
-    threads: int | None,
-    as_json: bool,
-    **sampling: Any,
-) -> None:
-    """Continue a MIDI file, or begin a piece, and save it as MIDI.
-
-    \b
-    Example:
-      dsmr play --prompt in.mid --save out.mid --seconds 30 --seed 1
-    """
-    from dataclasses import replace
-
-    from dsmr_export.runtime import play as player
-
-    chosen = replace(
-        player.SAMPLING, **{name: value for name, value in sampling.items() if value is not None}
-    )
-    if prompt is not None and prompt.exists() and save.exists() and prompt.samefile(save):
-        raise DsmrError(f"--save {save} would replace the prompt: give another file")
-    opened = open_bundle(bundle)
-    say_graph(opened, graph)
-    heard = None
-    if prompt is not None:
-        reading = player.read_prompt(opened, prompt)
-        heard = reading.performance
-        if reading.dropped:
-            click.echo(
-                f"{prompt}: {reading.dropped} notes outside the model's pitches are left out", err=True
-            )
-    with stages("s") as progress:
-        made = player.continue_prompt(
-            opened,
-            heard,
-            seconds,
-            chosen,
-            seed,
-            graph,
-            threads,
-            progress,
-            pace,
-        )
-    made.save(save, with_prompt)
-    result = {
-        "saved": str(save),
-        "notes": len(made.performance),
-        "tokens": len(made.tokens),
-        "seconds": seconds,
-        "seed": seed,
-    }
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(
-            f"{save}: {result['notes']} notes in {seconds:g} s of music, {result['tokens']} tokens, "
-            f"seed {seed}"
-        )
 
 
 @main.command()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mido
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -437,12 +436,6 @@ def test_an_onnxruntime_too_old_names_both_versions(bundle: Path, monkeypatch: p
     assert chosen.startswith("graph portable: runs on any CPU")
 
 
-def test_play_does_not_replace_its_prompt(bundle: Path, prompt: Path) -> None:
-    before = prompt.read_bytes()
-    refused(dsmr("play", bundle, "--prompt", prompt, "--save", prompt), "would replace the prompt")
-    assert prompt.read_bytes() == before
-
-
 def test_a_target_to_copy_and_that_of_this_machine(tmp_path: Path) -> None:
     text = dsmr("targets", "raspberry-pi-5", "--toml").stdout
     path = tmp_path / "mine.toml"
@@ -529,81 +522,6 @@ def test_data_that_is_not_there(tiny_checkpoint: Path, bundle: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
     arguments = ("check", bundle, "--checkpoint", tiny_checkpoint, "--data", tmp_path / "empty")
     refused(dsmr(*arguments), "no MIDI files")
-
-
-# --- play ---------------------------------------------------------------------------------------------------
-
-
-def sounding(path: Path) -> list[tuple[int, int]]:
-    """(channel, pitch) of notes that never end, by mido alone."""
-    open_notes = []
-    for message in mido.MidiFile(path):
-        if message.type == "note_on" and message.velocity:
-            open_notes.append((message.channel, message.note))
-        elif message.type in ("note_on", "note_off"):
-            open_notes.remove((message.channel, message.note))
-    return open_notes
-
-
-def test_play_continues_a_piece_and_the_seed_decides(bundle: Path, prompt: Path, tmp_path: Path) -> None:
-    files = [tmp_path / f"{name}.mid" for name in "abc"]
-    for path, seed in zip(files, (1, 1, 2), strict=True):
-        found = one_json(
-            dsmr("play", bundle, "--prompt", prompt, "--save", path, "--seconds", 3, "--seed", seed, "--json")
-        )
-        assert found["saved"] == str(path) and found["notes"] > 0
-        assert not sounding(path) and mido.MidiFile(path).length <= 3.001
-    a, b, c = (path.read_bytes() for path in files)
-    assert a == b != c
-
-
-def test_play_says_what_it_saved(bundle: Path, tmp_path: Path) -> None:
-    result = dsmr("play", bundle, "--save", tmp_path / "out.mid", "--seconds", 1)
-    assert result.exit_code == 0
-    assert re.fullmatch(r".*out\.mid: \d+ notes in 1 s of music, \d+ tokens, seed 0\n", result.stdout)
-
-
-def no_notes() -> bytes:
-    import io
-
-    midi, out = mido.MidiFile(), io.BytesIO()
-    midi.tracks.append(mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)]))
-    midi.save(file=out)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [(b"RIFF and no MIDI", "in.mid"), (b"", "empty"), (no_notes(), "no notes"), (None, "in.mid")],
-    ids=["not MIDI", "empty", "without notes", "missing"],
-)
-def test_play_refuses_what_is_no_music(
-    bundle: Path, tmp_path: Path, content: bytes | None, word: str
-) -> None:
-    if content is not None:
-        (tmp_path / "in.mid").write_bytes(content)
-    out = tmp_path / "out.mid"
-    out.write_bytes(b"an older one")
-    refused(dsmr("play", bundle, "--prompt", tmp_path / "in.mid", "--save", out), word)
-    assert out.read_bytes() == b"an older one"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["--seconds", "0"], "seconds"),
-        (["--seconds", "nan"], "seconds"),
-        (["--seed", "-1"], "seed"),
-        (["--graph", "int3"], "int3"),
-        (["--temperature", "-1"], "temperature"),
-        (["--top-p", "0"], "top_p"),
-    ],
-)
-def test_play_refuses_numbers_that_mean_nothing(
-    bundle: Path, tmp_path: Path, arguments: list[str], word: str
-) -> None:
-    refused(dsmr("play", bundle, "--save", tmp_path / "out.mid", *arguments), word)
-    assert not (tmp_path / "out.mid").exists()
 
 
 # --- the programs themselves --------------------------------------------------------------------------------

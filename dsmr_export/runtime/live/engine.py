@@ -35,7 +35,7 @@ LEAD_FRAMES = 2
 START_S = 0.05
 """What plays by itself begins so much later than it could: time for the first few events to be there."""
 
-OPENING_S = 1.0
+OPENING_S = 0.3
 """The first note of an answer comes within so much of the pause that called for it."""
 
 PLAN_AT_ONCE = 8
