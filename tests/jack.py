@@ -42,7 +42,7 @@ class JackServer:
         """Returns when clients can connect."""
         driver = ["-d", "dummy", "-r", "48000", "-p", str(self.period_frames)]
         self._process = subprocess.Popen(
-            ["jackd", "--no-realtime", "-n", self.name, "-v", "-r", *driver],
+            ["jackd", "--no-realtime", "-n", self.name, "-r", *driver],
             stdout=open("/tmp/pt/jackd.log","a"),
             stderr=subprocess.STDOUT,
         )

@@ -18,7 +18,6 @@ from dsmr_export.runtime.live import midi_api
 from dsmr_export.runtime.live.midi_api import Api
 from tests.jack import jack_server
 
-
 FILES = "; files work without (--prompt, --save)"
 
 

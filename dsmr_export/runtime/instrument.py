@@ -134,7 +134,7 @@ class Instrument:
         self._require_open()
         self._settle()
         moment, player = self.memory.snapshot()
-        return SavedState(moment, extra={"player": player})
+        return SavedState(moment, extra={"player": player, "frame": self.memory.frame})
 
     def restore(self, state: SavedState) -> None:
         """Goes to a snapshot, this instrument's or another's of the same bundle and graph; what the player
@@ -144,6 +144,7 @@ class Instrument:
         """
         self._require_open()
         self.memory.restore(state.moment, state.extra.get("player", ()))
+        self.memory.advance(int(state.extra.get("frame", 0)))  # the silence since the last token
         self._clock.align(self.seconds, self.memory.frame)
 
     def save(self, path: str | os.PathLike[str], name: str = "") -> None:
