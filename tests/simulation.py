@@ -19,24 +19,32 @@ START = 1000.0
 
 class Simulation:
     """`sent`: (moment, message) of everything that went out; `sounded`: (moment, by, event) as it was heard;
-    `committed`: the events that the memory took for certain."""
+    `committed`: the events that the memory took for certain. sink: gets each message instead of `sent`, and
+    nothing is kept: for hours."""
 
     def __init__(
-        self, memory: Memory, settings: LiveSettings, cost: Callable[[], float] = lambda: 0.002
+        self,
+        memory: Memory,
+        settings: LiveSettings,
+        cost: Callable[[], float] = lambda: 0.002,
+        sink: Callable[[bytes], None] | None = None,
     ) -> None:
         self.now = START
         self.sent: list[tuple[float, bytes]] = []
         self.sounded: list[tuple[float, int, KeyEvent]] = []
         self.committed: list[KeyEvent] = []
-        memory.committed = self.committed.append
         self.memory = memory
-        self.live = Live(
-            memory,
-            settings,
-            lambda message: self.sent.append((self.now, message)),
-            lambda: self.now,
-            lambda moment, by, event: self.sounded.append((moment, by, event)),
-        )
+        if sink is None:
+            memory.committed = self.committed.append
+            self.live = Live(
+                memory,
+                settings,
+                lambda message: self.sent.append((self.now, message)),
+                lambda: self.now,
+                lambda moment, by, event: self.sounded.append((moment, by, event)),
+            )
+        else:
+            self.live = Live(memory, settings, sink, lambda: self.now)
         self._cost = cost
         self._work_at = self.now
 
