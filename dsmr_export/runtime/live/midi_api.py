@@ -20,8 +20,9 @@ from dsmr_export.errors import PortError
 
 SEQUENCER = Path("/dev/snd/seq")
 API_VARIABLE = "DSMR_MIDI_API"
-CLIENT = "dsmr"
-"""What other programs see our ports under; JACK makes the second client dsmr-01."""
+CLIENT_VARIABLE = "DSMR_MIDI_CLIENT"
+"""What other programs see our ports under, dsmr by default; JACK makes the second client dsmr-01. Another
+name tells two instruments apart, and lets them run at two JACK servers, whose clients share one folder."""
 
 QUEUE = 4096
 """Messages that wait to be fetched (receive.by_polling): 4 s of as many as a MIDI cable can carry."""
@@ -138,8 +139,9 @@ def _client(rtmidi: Any, api: Api, kind: Kind) -> Any:
     number = {Api.ALSA: rtmidi.API_LINUX_ALSA, Api.JACK: rtmidi.API_UNIX_JACK}[api]
     if number not in rtmidi.get_compiled_api():  # rtmidi would take another one without a word
         raise PortError(f"this python-rtmidi was built without {api.name}")
+    name = os.environ.get(CLIENT_VARIABLE) or "dsmr"
     try:
-        return rtmidi.MidiIn(number, CLIENT, QUEUE) if kind == "input" else rtmidi.MidiOut(number, CLIENT)
+        return rtmidi.MidiIn(number, name, QUEUE) if kind == "input" else rtmidi.MidiOut(number, name)
     except Exception as error:  # rtmidi's own SystemError
         raise PortError(_lack(api, " ".join(str(error).split()))) from error
 

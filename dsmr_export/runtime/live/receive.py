@@ -51,7 +51,7 @@ def by_polling(client: Any, take: Callable[[bytes], None]) -> Callable[[], None]
 
     JACK's own thread must be done within a period of audio, 3 ms and more. If it waited for Python there,
     which holds the GIL for 5 ms, rtmidi would read on in the messages of the next period: some come twice,
-    others never (measured: 1 of 3 bursts of 600 messages).
+    others never (in 5 of 16 bursts of 352 and 600 messages, periods of 64 to 1024 frames).
     """
     looking = threading.Lock()
     ended = threading.Event()
