@@ -120,6 +120,7 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
     settings = live_options.settings(live)
     opened = open_bundle(bundle)
     prompt, state = play_files.read_prompt_of(opened, job.prompt), play_files.loaded(opened, job)
+    play_files.check_outputs(opened, job)
     say_graph(opened, job.graph if state is None else state.graph)
     autosave = live["autosave_file"] or user_state_path("dsmr-export") / "autosave.dsmr"
     play_live.run(

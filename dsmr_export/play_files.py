@@ -91,7 +91,7 @@ def run(bundle: Bundle, job: Job) -> None:
     prompt = read_prompt_of(bundle, job.prompt)
     state = loaded(bundle, job)
     frames_of(job.seconds, bundle.event_table.step_ms)
-    _check_outputs(bundle, job)
+    check_outputs(bundle, job)
     performer = Performer(
         bundle, job.sampling, job.seed or 0, _graph(bundle, job, state), job.threads, job.pace
     )
@@ -190,7 +190,7 @@ def _hear(
 # --- out ----------------------------------------------------------------------------------------------------
 
 
-def _check_outputs(bundle: Bundle, job: Job) -> None:
+def check_outputs(bundle: Bundle, job: Job) -> None:
     """Refuses, before anything is played, what could not be written at the end or would destroy something."""
     outputs = [("--save", path, "a MIDI file", _MIDI) for path in job.files]
     if job.picture is not None:

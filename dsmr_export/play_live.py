@@ -26,7 +26,7 @@ from dsmr_export.runtime.live import keeper, service, status_socket
 from dsmr_export.runtime.live.engine import Live
 from dsmr_export.runtime.live.keeper import Keeper
 from dsmr_export.runtime.live.machine import Machine
-from dsmr_export.runtime.live.ports import InputPort, OutputPort, Watcher
+from dsmr_export.runtime.live.ports import InputPort, OutputPort, Watcher, find_port, list_ports
 from dsmr_export.runtime.live.recording import Recording
 from dsmr_export.runtime.live.settings import LiveSettings
 from dsmr_export.runtime.live.status import Spread, Status
@@ -79,14 +79,15 @@ class LiveJob:
 class Session:
     """Everything that runs during `dsmr play`, and the words that it understands."""
 
-    def __init__(self, bundle: Bundle, job: LiveJob, lines: deque[str]) -> None:
+    def __init__(self, bundle: Bundle, job: LiveJob, said: deque[str]) -> None:
         self.bundle, self.job = bundle, job
         self.ended = threading.Event()
         self.recording = Recording() if job.save is not None else None
+        _check_ports(job)  # before a prompt is read for minutes
         self.memory, self._extra = _memory(bundle, job)
         self.output = OutputPort(None if job.virtual else job.midi_out, "dsmr out" if job.virtual else None)
         self.input: InputPort | None = None
-        self._lines = lines
+        self._said = said
         try:
             record = self.recording.add if self.recording is not None else lambda moment, by, event: None
             self.live = Live(self.memory, job.settings, self.output.send, time.monotonic, record)
@@ -113,7 +114,7 @@ class Session:
         """Of now; for the view and the socket."""
         ports = {port.kind.removesuffix("put"): _said(port) for port in self.ports}
         return self.live.status(
-            ports=ports, autosaved_s_ago=self.keeper.autosaved_s_ago, log=tuple(self._lines)[-3:]
+            ports=ports, autosaved_s_ago=self.keeper.autosaved_s_ago, log=tuple(self._said)[-3:]
         )
 
     def act(self, line: str) -> str:
@@ -200,21 +201,7 @@ class Session:
 
     def result(self) -> dict[str, Any]:
         """What it came to."""
-        status = self.live.status()
-        found: dict[str, Any] = {
-            "heard_notes": status.heard_notes,
-            "played_notes": status.played_notes,
-            "position": status.position,
-            "uptime_s": status.uptime_s,
-            "answer_ms": vars(status.answer_ms),
-            "reply_ms": vars(self.live.replies.spread()),
-            "stop_ms": vars(self.live.stops.spread()),
-            "lateness_ms": vars(status.lateness_ms),
-            "shifts": status.shifts,
-            "shifted_s": status.shifted_s,
-            "left_out": status.left_out,
-            "rss_bytes": Machine().facts()["rss_bytes"],
-        }
+        found = figures(self.live)
         if self.recording is not None and self.job.save is not None:
             table = self.memory.table
             found["saved"] = str(self.job.save)
@@ -222,12 +209,31 @@ class Session:
         return found
 
 
+def figures(live: Live) -> dict[str, Any]:
+    """What a session came to, in numbers."""
+    status = live.status()
+    return {
+        "heard_notes": status.heard_notes,
+        "played_notes": status.played_notes,
+        "position": status.position,
+        "uptime_s": status.uptime_s,
+        "answer_ms": vars(status.answer_ms),
+        "reply_ms": vars(live.replies.spread()),
+        "stop_ms": vars(live.stops.spread()),
+        "lateness_ms": vars(status.lateness_ms),
+        "shifts": status.shifts,
+        "shifted_s": status.shifted_s,
+        "left_out": status.left_out,
+        "rss_bytes": Machine().facts()["rss_bytes"],
+    }
+
+
 def run(bundle: Bundle, job: LiveJob) -> None:
     """A whole session; what it came to on stdout. Raises ``DsmrError`` before the first note for whatever
     cannot work."""
-    lines: deque[str] = deque(maxlen=50)
-    with _logging(job, lines):
-        session = Session(bundle, job, lines)
+    said: deque[str] = deque(maxlen=50)
+    with _logging(job, said):
+        session = Session(bundle, job, said)
         for port in session.ports:
             log.info("MIDI %s: %s", port.kind, port.name)
         session.run()
@@ -235,16 +241,18 @@ def run(bundle: Bundle, job: LiveJob) -> None:
     if job.as_json:
         print_json(found)
     else:
-        for line in _lines(found, job.settings):
+        for line in lines(found, job.settings):
             click.echo(line)
 
 
-def _lines(found: dict[str, Any], settings: LiveSettings) -> Iterator[str]:
+def lines(found: dict[str, Any], settings: LiveSettings) -> Iterator[str]:
+    """The same in words."""
     heard, played = found["heard_notes"], found["played_notes"]
     yield f"heard {heard:,} notes, played {played:,}, in {found['uptime_s']:.0f} s"
     if found["answer_ms"]["count"]:
         pause = f"of it {settings.pause_s:g} s pause"
         yield f"from your last note to the first of an answer: {_times(found['answer_ms'])}; {pause}"
+        yield f"from the end of that pause: {_times(found['reply_ms'])}"
     if found["stop_ms"]["count"]:
         yield f"from your first key to silence: {_times(found['stop_ms'])}"
     if found["lateness_ms"]["count"]:
@@ -283,6 +291,14 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
             ids = prompt_ids(job.prompt, bundle.event_table)
             memory.hear(ids, lambda fed: progress("hearing", fed, len(ids)))
     return memory, {} if state is None else dict(state.extra)
+
+
+def _check_ports(job: LiveJob) -> None:
+    """Raises ``PortError`` where there are no ports, or none of these names."""
+    there = list_ports()
+    for name, names, kind in ((job.midi_in, there.inputs, "input"), (job.midi_out, there.outputs, "output")):
+        if name is not None:
+            find_port(name, names, kind)
 
 
 def _read_state(path: Path, bundle: Bundle, graph: str | None) -> SavedState:
@@ -340,12 +356,12 @@ def _socket(session: Session, path: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _logging(job: LiveJob, lines: deque[str]) -> Iterator[None]:
+def _logging(job: LiveJob, said: deque[str]) -> Iterator[None]:
     """On stderr, where no view is drawn there; the last lines always."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
+            said.append(record.getMessage())
 
     handlers: list[logging.Handler] = [Lines()]
     if not (job.view and sys.stderr.isatty()):

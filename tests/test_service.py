@@ -120,7 +120,7 @@ def test_the_sequencer_is_left_open() -> None:
 def test_the_folders_of_the_unit_are_those_of_the_settings() -> None:
     found = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
     (state,), (runtime,) = values("StateDirectory"), values("RuntimeDirectory")
-    assert all(found[name].startswith(f"/var/lib/{state}/") for name in ("autosave", "bank"))
+    assert all(found[name].startswith(f"/var/lib/{state}/") for name in ("autosave-file", "bank"))
     assert found["status-socket"] == f"/run/{runtime}/play.sock" == str(cli_status.SERVICE_SOCKET)
     assert values("ExecStart") == ["/opt/dsmr/bin/dsmr play --config /etc/dsmr/dsmr-play.toml"]
 
@@ -134,8 +134,6 @@ def test_the_settings_name_everything_that_can_be_set() -> None:
     named = set(tomllib.loads(all_set()))
     assert {"bundle", "midi-in", "mode", "temperature", "cc", "autosave", "status-socket"} <= named
     play = cli.main.commands["play"]
-    if not any("--config" in option.opts for option in play.params):
-        pytest.skip("dsmr play has no --config yet")
     options = {
         option.removeprefix("--")
         for parameter in play.params
@@ -145,13 +143,11 @@ def test_the_settings_name_everything_that_can_be_set() -> None:
     }
     # Those for files, for one run, or for a terminal have no place in a service.
     for_files = {"prompt", "save", "seconds", "with-prompt", "variations", "events", "picture"}
-    assert options - named <= for_files | {"graph", "json"}
+    assert options - named <= for_files | {"graph", "json", "view"}
 
 
 def test_dsmr_play_takes_the_settings(tmp_path: Path) -> None:
     play = cli.main.commands["play"]
-    if not any("--config" in option.opts for option in play.params):
-        pytest.skip("dsmr play has no --config yet")
     path = tmp_path / "dsmr-play.toml"
     for text in (SETTINGS.read_text(encoding="utf-8"), all_set()):
         path.write_text(text, encoding="utf-8")
