@@ -65,7 +65,7 @@ class _Planned:
     """A token that was sampled ahead, and the generator's state before it."""
 
     token: int
-    rng: dict[str, Any]
+    rng: Mapping[str, Any]
 
 
 class Memory:
@@ -104,7 +104,7 @@ class Memory:
         self._masks = _PlanMasks(self.table)
         self.pace = own_pace(bundle) if pace is None else pace
         self._plan: deque[_Planned] = deque()
-        self._plan_events = 0
+        self._plan_events = self._plan_from = 0
         self._pending_pitch = 0
         # Copies of the state, oldest first; the tokens committed since the first of them, each with the frame
         # that it belongs to.
@@ -190,25 +190,26 @@ class Memory:
         self._go_on(dict.fromkeys(self._mask.onsets, MODEL))
 
     def note_on(self, frame: int, pitch: int, velocity: int, channel: int = 0, by: int = PLAYER) -> bool:
-        """A note begins, played by PLAYER or MODEL. A note of the model that the player strikes is the
-        player's from there on."""
-        if by == PLAYER and self._plan and self.sounding.get(pitch) == MODEL:
+        """A note begins, played by PLAYER (on a channel) or MODEL. A note of the model that the player
+        strikes is the player's from there on."""
+        taken = by == PLAYER and bool(self._plan) and self.sounding.get(pitch) == MODEL
+        if taken:
             self.forget_plan()
-            self._commit(self._recorder.note_on(frame, pitch, velocity, channel, by))
-            return False
-        return self._commit(self._recorder.note_on(frame, pitch, velocity, channel, by))
+        kept = self._commit(self._recorder.note_on(frame, pitch, velocity, _channel(channel, by), by))
+        return kept and not taken
 
     def note_off(self, frame: int, pitch: int, channel: int = 0, by: int = PLAYER) -> bool:
         """A key comes up."""
-        return self._commit(self._recorder.note_off(frame, pitch, channel, by))
+        return self._commit(self._recorder.note_off(frame, pitch, _channel(channel, by), by))
 
     def pedal(self, frame: int, value: int, channel: int = 0) -> bool:
-        """The player's sustain pedal moves."""
-        return self._commit(self._recorder.pedal(frame, value, channel))
+        """The player's sustain pedal moves. It holds notes of the player only: a model whose notes would not
+        end where it ends them would end them again and again."""
+        return self._commit(self._recorder.pedal(frame, value, _channel(channel, PLAYER)))
 
     def all_off(self, frame: int, channel: int = 0) -> bool:
-        """Every note of a channel ends, pedal or not."""
-        return self._commit(self._recorder.all_off(frame, channel))
+        """Every note of the player's on a channel ends, pedal or not."""
+        return self._commit(self._recorder.all_off(frame, _channel(channel, PLAYER)))
 
     def release(self, frame: int, by: int) -> bool:
         """Every note of PLAYER or MODEL ends, and pedals are up: an answer begins, a port is gone."""
@@ -285,14 +286,22 @@ class Memory:
 
     # What is meant to sound
 
-    def plan(self, tokens: int, earliest: int, opening: int | None = None) -> list[KeyEvent]:
+    def plan(
+        self, tokens: int, earliest: int, opening: int | None = None, until: int | None = None
+    ) -> list[KeyEvent]:
         """Samples up to so many tokens more, and returns the events that they are, none before `earliest`.
 
-        opening: nothing of an answer was played yet, and its first note must come by this frame.
+        opening: nothing of an answer was played yet, and its first note must come by this frame. until: a
+        plan that is beyond this frame is long enough.
         """
         events: list[KeyEvent] = []
         player = [pitch for pitch, by in self.sounding.items() if by == PLAYER]
+        if not self._plan:
+            self._plan_from = self._recorder.frame
+        earliest = max(earliest, self._plan_from)  # before the present nothing can sound any more
         for _ in range(min(tokens, PLAN_TOKENS - len(self._plan))):
+            if until is not None and self._mask.frame > until:
+                break
             if not self._anchors or self.stream.position - self._anchors[-1].position >= ANCHOR_TOKENS:
                 self._keep()
             first_by = opening if not self._plan_events else None
@@ -433,6 +442,11 @@ class Memory:
     def reseed(self, seed: int) -> None:
         """Another random generator, for what is planned from now on."""
         self._rng = np.random.default_rng(seed)
+
+
+def _channel(channel: int, by: int) -> int:
+    """The recorder's: 0 is the model's own, which no pedal of the player's reaches."""
+    return channel + 1 if by == PLAYER else 0
 
 
 class _PlanMasks:

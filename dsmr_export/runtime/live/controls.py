@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from dsmr_export.errors import DsmrError, nearest
 from dsmr_export.runtime.live.settings import CONTROLS
@@ -37,8 +38,8 @@ class Controls:
                 raise DsmrError(f"density is {value:g}: give -5 to 5, 0 as the bundle has it")
             self._memory.pace = self._pace - value
         else:
-            field = name.replace("-", "_")
-            self._memory.sampling = replace(self._memory.sampling, **{field: value})
+            change: dict[str, Any] = {name.replace("-", "_"): value}
+            self._memory.sampling = replace(self._memory.sampling, **change)
 
     def turn(self, name: str, position: int) -> None:
         """A controller at 0-127: its middle is temperature 1 and the bundle's density, its top top-p 1."""

@@ -11,6 +11,7 @@ No method waits or looks at a clock of its own, so a simulation can drive a sess
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from dsmr_export.runtime.live.settings import LiveSettings
 from dsmr_export.runtime.live.status import LayerFill, Phase, RollNote, Status
 from dsmr_export.runtime.live.timings import Timings
 from dsmr_export.runtime.live.voices import Send, Voices
-from dsmr_export.runtime.memory import MODEL, PLAYER, Memory
+from dsmr_export.runtime.memory import MODEL, PLAN_TOKENS, PLAYER, Memory
 from dsmr_export.runtime.performance import KeyEvent
 from dsmr_export.runtime.performer import Moment
 
@@ -41,8 +42,9 @@ OPENING_S = 0.3
 PLAN_AT_ONCE = 8
 """Tokens between two looks into the inbox."""
 
-BEHIND_S = 0.5
-"""What was struck so long ago and is still unread came faster than it can be read; it is not remembered."""
+BEHIND_S, BEHIND_ITEMS = 0.5, 256
+"""Where more is unread than a pianist plays in a stall of seconds, it came faster than it can be read: what
+was struck so long ago is then not remembered."""
 
 TURN_S = 0.1
 """Controls that are turned throw the plan away so often at most."""
@@ -129,19 +131,15 @@ class Live:
         ahead = self.playback.next_frame
         kept = self._read_inbox(now)
         self._rest(now)
-        frame = self.clock.frame(now)
-        if self._plays:
-            unplayed = (
-                ahead if ahead is not None else self.memory.plan_frame if self.memory.planned else frame
-            )
-            frame = min(frame, unplayed)
-        kept = self.memory.advance(frame) and kept
+        kept = self.memory.advance(self._certain(now, ahead)) and kept
         if self._stale and now - self._turned >= TURN_S:
             self._stale, self._turned, kept = False, now, False
         self._change_phase(now)
+        self._fresh = self._fresh and not self._plays
         if not kept or self._take != self.playback.take:
             self._replan(now)
-        if self._plays and self.memory.settled:
+        # Unsettled is the present frame: where all that was planned for it sounded, its rest is missing.
+        if self._plays and (self.memory.settled or (ahead is None and self.memory.planned)):
             self._plan(now)
         return self._idle(now)
 
@@ -149,28 +147,51 @@ class Live:
     def _plays(self) -> bool:
         return self.phase in ("answering", "playing")
 
+    def _certain(self, now: float, ahead: int | None) -> int:
+        """The frame before which nothing more can sound; `ahead`: that of the next event in the queue."""
+        memory, frame = self.memory, self.clock.frame(now)
+        if not self._plays:
+            return memory.frame if self._fresh and memory.settled else frame
+        if ahead is not None:
+            return min(frame, ahead)
+        reached = max(memory.plan_frame, self._earliest)
+        if not memory.settled and (memory.frame > reached or not memory.planned):
+            reached = memory.frame + 1  # what is not settled is none of the plan
+        return min(frame, reached)
+
     def _read_inbox(self, now: float) -> bool:
         items = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        kept = True
+        oldest = now - BEHIND_S if len(items) > BEHIND_ITEMS else 0.0
+        kept, actions = True, []
         for item in sorted(items, key=lambda item: item[0]):
-            if isinstance(item, Heard):
-                kept = self._hear(item, now) and kept
-            else:
+            if not isinstance(item, Heard):
                 kept = self._remember(*item) and kept
+            elif item.kind == "action":
+                actions.append(item.name)
+            else:
+                kept = self._hear(item, oldest) and kept
+        for name in actions:  # after all that sounded on the way to where they may lead back from
+            self._try(name)
         return kept
 
-    def _hear(self, item: Heard, now: float) -> bool:
+    def _try(self, line: str) -> None:
+        try:
+            log.info("%s", self.act(line))
+        except DsmrError as error:
+            log.warning("%s", error)
+
+    def _hear(self, item: Heard, oldest: float) -> bool:
         memory, moment = self.memory, item.moment
-        if self._fresh and item.kind == "on":
+        if self._fresh and not self._plays:
             self.clock.align(moment, memory.frame)
-            self._fresh = False
+            self._fresh = item.kind != "on"
         self._rest(moment)
         frame = self.clock.frame(moment)
         if item.kind == "on":
             self._asked = True
             self._roll.append((moment, item.number, item.value, PLAYER))
             self._heard(moment, PLAYER, KeyEvent(frame, "on", item.number, item.value))
-            if now - moment > BEHIND_S:
+            if moment < oldest:
                 self.input.left_out["flood"] += 1
                 return True
             return memory.note_on(frame, item.number, item.value, item.channel)
@@ -180,17 +201,13 @@ class Live:
         if item.kind == "pedal":
             return memory.pedal(frame, item.value, item.channel)
         if item.kind == "all_off":
+            if self.settings.thru and item.channel == self.settings.channel:
+                self.playback.cut(self._now())  # the synthesizer has silenced the model too
             return memory.all_off(frame, item.channel)
         if item.kind == "lost":
             return memory.release(frame, PLAYER)
-        if item.kind == "control":
-            self.controls.turn(item.name, item.value)
-            self._stale = True
-            return True
-        try:
-            log.info("%s", self.act(item.name))
-        except DsmrError as error:
-            log.warning("%s", error)
+        self.controls.turn(item.name, item.value)
+        self._stale = True
         return True
 
     def _remember(self, moment: float, event: KeyEvent) -> bool:
@@ -209,17 +226,17 @@ class Live:
 
     def _rest(self, moment: float) -> None:
         """A silence that nobody plans is remembered up to `longest_rest_s`."""
-        if self._plays:
+        if self._plays or not self.memory.settled:  # what ended the silence is no event yet
             return
         latest = self.memory.last_event + self.memory.frames(self.settings.longest_rest_s)
         if self.clock.frame(moment) > latest:
             self.clock.align(moment, latest)
 
     def _change_phase(self, now: float) -> None:
-        mode, quiet = self.settings.mode, now - self.input.last_key
+        mode, quiet, struck = self.settings.mode, now - self.input.last_key, self.input.notes
         if mode == "continue":
             if self.phase == "listening" and self._pause_over(now):
-                self._answer(now)
+                self._answer(now, struck)
             elif self.phase == "answering" and self.settings.answer_s and now >= self._answer_ends:
                 self._stop(now)
         elif mode == "duet":
@@ -232,14 +249,15 @@ class Live:
     def _pause_over(self, now: float) -> bool:
         return self._asked and not self.input.held and now - self.input.last_key >= self.settings.pause_s
 
-    def _answer(self, now: float) -> None:
-        """What the player left sounding in the pedal ends, for the memory, where the answer begins."""
+    def _answer(self, now: float, struck: int) -> None:
+        """What the player left sounding in the pedal ends, for the memory, where the answer begins. struck:
+        how many keys had been when the pause was found to be over."""
         self.memory.release(self.clock.frame(now), PLAYER)
         self._asked = False
         self._answering_since = self.input.last_key, self.input.last_key + self.settings.pause_s
         self._answer_ends = now + self.settings.answer_s
         self.phase = "answering"
-        if self.input.held:  # a key came down meanwhile, and found nothing to stop
+        if self.input.notes != struck:  # a key came down meanwhile, and found nothing to stop
             self.phase, self._asked = "listening", True
             return
         self._replan(now)
@@ -255,14 +273,15 @@ class Live:
         self.playback.clear()
         self._take = self.playback.take
         self.memory.forget_plan()
-        self._earliest = self.clock.frame(now) + LEAD_FRAMES
+        self._earliest = max(self.clock.frame(now) + LEAD_FRAMES, self.memory.frame + 1)
         if self._opening is not None:
             self._opening = max(self._opening, self._earliest + self.memory.frames(0.1))
 
     def _plan(self, now: float) -> None:
-        if self.memory.plan_frame > self.clock.frame(now + self.settings.ahead_s):
+        until = self.clock.frame(now + self.settings.ahead_s)
+        if self.memory.plan_frame > until:
             return
-        events = self.memory.plan(PLAN_AT_ONCE, self._earliest, self._opening)
+        events = self.memory.plan(PLAN_AT_ONCE, self._earliest, self._opening, until)
         if not self.playback.put(events, self._take):  # a key was struck meanwhile
             self.memory.forget_plan()
 
@@ -271,8 +290,10 @@ class Live:
             return 0.0
         waits = [0.25]
         if not self.memory.settled:
-            waits.append(self.clock.seconds(self.memory.frame + 1) - now)
-        elif self._plays:
+            starved = self.memory.planned and self.memory.plan_frame <= self.memory.frame
+            late = self.clock.seconds(self.memory.frame + 1) - now  # below 0: playback is late
+            waits.append(0.0 if starved else max(late, 0.001))
+        elif self._plays and self.memory.planned < PLAN_TOKENS:
             waits.append(self.clock.seconds(self.memory.plan_frame + 1) - self.settings.ahead_s - now)
         if self.phase == "listening" and self._asked and not self.input.held:
             waits.append(self.input.last_key + self.settings.pause_s - now)
@@ -286,15 +307,14 @@ class Live:
         """Does what a line says (`pause`, `resume`, `panic`, `undo [SECONDS]`, `undo-bar [N]`, `reset`, `set
         CONTROL VALUE`), and says what was done. Raises ``DsmrError`` for what it does not understand."""
         now = self._now()
-        word, *rest = line.split()
+        word, *rest = line.split() or [""]
         known = ("pause", "resume", "panic", "undo", "undo-bar", "reset", "set")
         if word == "save":
             self.on_action(line)
             return "saving"
         if word not in known:
-            raise DsmrError(
-                f"{word}: there is no such command{nearest(word, known)}; {', '.join(known)}, save, load"
-            )
+            said, words = word or "nothing", ", ".join(known)
+            raise DsmrError(f"{said}: there is no such command{nearest(word, known)}; {words}, save, load")
         if word == "set":
             if len(rest) != 2:
                 raise DsmrError("set: give a control and a value, as in `set temperature 0.9`")
@@ -311,6 +331,7 @@ class Live:
             return self.phase
         if word == "panic":
             self._stop(now, "paused" if self.settings.mode == "loop" else "listening")
+            self.memory.release(self.clock.frame(now), PLAYER)
             self.voices.panic()
             return "all notes off"
         if word == "reset":
@@ -321,7 +342,7 @@ class Live:
             return "forgotten: a new piece begins"
         count = _number(word, rest[0]) if rest else (1.0 if word == "undo-bar" else 8.0)
         seconds = count * self.input.bar_s(now) if word == "undo-bar" else count
-        if seconds <= 0:
+        if not 0 < seconds < math.inf:
             raise DsmrError(f"{line}: give seconds, or bars, above 0")
         self._stop_for_travel(now)
         try:
@@ -366,7 +387,7 @@ class Live:
         """Ends everything that sounds. May be called by any thread, at any time, more than once."""
         self.phase = "paused"
         self.playback.cut(self._now())
-        self.voices.panic()
+        self.voices.close()
 
     # How it fares
 

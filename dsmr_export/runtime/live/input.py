@@ -14,12 +14,16 @@ from dsmr_export.runtime.live import wire
 from dsmr_export.runtime.live.settings import ACTIONS, LiveSettings, velocity_table
 from dsmr_export.runtime.live.voices import Voices
 from dsmr_export.runtime.memory import PLAYER
+from dsmr_export.runtime.performance import PEDAL_DOWN
 
 INBOX_ITEMS = 20_000
 """Beyond so many things unread, which is a flood and no music, note-ons are left out."""
 
 CLOCKS_PER_BAR = 96
 """24 MIDI clocks a quarter note (MIDI 1.0), four quarters."""
+
+CLOCK_GONE_S = 1.0
+"""A MIDI clock that was silent for so long has stopped: its slowest beats are closer (30 a minute: 83 ms)."""
 
 log = logging.getLogger("dsmr")
 
@@ -58,6 +62,7 @@ class Input:
         self._held: dict[tuple[int, int], int] = {}  # (channel, key) to the pitch that it sounds
         self._controls = {number: name for name, number in settings.cc.items()}
         self._down: set[str] = set()  # actions whose controller is at 64 or above
+        self._pedals: set[int] = set()  # channels whose sustain pedal is down
         self._clocks: deque[float] = deque(maxlen=CLOCKS_PER_BAR + 1)
 
     @property
@@ -68,7 +73,7 @@ class Input:
     def bar_s(self, now: float) -> float:
         """Seconds of a bar: by the MIDI clock if one runs, else what was set."""
         clocks = list(self._clocks)
-        if len(clocks) == CLOCKS_PER_BAR + 1 and now - clocks[-1] < 1.0:
+        if len(clocks) == CLOCKS_PER_BAR + 1 and now - clocks[-1] < CLOCK_GONE_S:
             return clocks[-1] - clocks[0]
         return self._settings.bar_s
 
@@ -78,13 +83,18 @@ class Input:
             if message[0] < 0xF0:
                 self._channel_message(message, moment)
             elif message[0] == wire.CLOCK:
+                if self._clocks and moment - self._clocks[-1] > CLOCK_GONE_S:
+                    self._clocks.clear()
                 self._clocks.append(moment)
             elif message[0] == wire.START:
                 self._clocks.clear()
 
     def release(self, moment: float) -> None:
         """The port is gone: its keys come up."""
-        self._held.clear()
+        self._all_up(moment)
+        self._down.clear()
+        self._pedals.clear()
+        self._clocks.clear()
         self._decoder = wire.Decoder()
         self._voices.end(PLAYER)
         self._put(Heard(moment, "lost"))
@@ -97,7 +107,7 @@ class Input:
             self._key_down(message, channel, moment)
         elif kind in (wire.NOTE_ON, wire.NOTE_OFF):
             self._key_up(channel, message[1], message[2] if kind == wire.NOTE_OFF else 64, moment)
-        elif self._voices.echoes(message, moment):
+        elif not self._lifts_pedal(message) and self._voices.echoes(message, moment):
             self.left_out["echo"] += 1
         elif kind == wire.CONTROL:
             self._control(message, channel, moment)
@@ -143,14 +153,25 @@ class Input:
         if name is not None:
             self._put(Heard(moment, "control", value=value, name=name))
             return
-        if controller in (wire.ALL_SOUND_OFF, wire.ALL_NOTES_OFF):
-            for held in [held for held in self._held if held[0] == channel]:
-                self._voices.note_off(PLAYER, channel, self._held.pop(held))
+        if controller == wire.ALL_SOUND_OFF or controller >= wire.ALL_NOTES_OFF:  # 124-127 end notes too
+            self._all_up(moment, channel)
             self._put(Heard(moment, "all_off", channel))
         elif controller in (wire.SUSTAIN, wire.RESET_CONTROLLERS):
             down = value if controller == wire.SUSTAIN else 0
+            (self._pedals.add if down >= PEDAL_DOWN else self._pedals.discard)(channel)
             self._put(Heard(moment, "pedal", channel, value=down))
         self._through(message)
+
+    def _all_up(self, moment: float, channel: int | None = None) -> None:
+        for on, key in list(self._held):
+            if channel in (None, on):
+                self._key_up(on, key, 64, moment)
+
+    def _lifts_pedal(self, message: bytes) -> bool:
+        """Whether a pedal that is down comes up: like a note-off that is never taken for an echo, for what
+        would be held then would be held for ever."""
+        up = message[0] & 0xF0 == wire.CONTROL and message[1] == wire.SUSTAIN and message[2] < PEDAL_DOWN
+        return up and message[0] & 0x0F in self._pedals
 
     def _through(self, message: bytes) -> None:
         if self._settings.thru:

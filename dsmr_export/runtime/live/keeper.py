@@ -64,10 +64,12 @@ class Keeper:
         return f"going on from {name}"
 
     def close(self) -> None:
-        """The last state is saved too."""
+        """The last state is saved too, where states are saved every so often: before the threads end."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+            if not self._thread.is_alive():  # else the disk hangs
+                self._save_if_changed()
 
     def _known_bank(self) -> Bank:
         if self._bank is None:
@@ -92,8 +94,11 @@ class Keeper:
             self._saved_at = time.monotonic()
         except OutputError as error:  # a full disk ends no concert
             log.warning("%s", error)
-        except DsmrError:  # the session has ended
-            self._closing.set()
+        except DsmrError as error:
+            if self._threads.stopping.is_set():
+                self._closing.set()
+            else:
+                log.warning("not saved: %s", error)
 
 
 def resume(path: Path, load: Callable[[Path], SavedState]) -> SavedState | None:

@@ -19,7 +19,7 @@ from dsmr_export.runtime.memory import MODEL
 from dsmr_export.runtime.performance import KeyEvent
 
 LATE_S = 0.015
-"""One and a half frames: two events of neighbouring frames stay apart."""
+"""One and a half frames, less than an ear hears in a rhythm: the most that two events come closer."""
 
 Played = Callable[[float, KeyEvent], None]
 """Told of everything that sounded or ended: the moment, and the event in frames."""
@@ -122,18 +122,20 @@ class Playback:
             self.shifts += 1
             self.shifted_s += late
             log.warning("inference was %.0f ms late: the music goes on so much later", late * 1000)
+        ended = self._end(event.pitch, now, event.frame)
         if event.kind == "off":
-            self._end(event.pitch, now, event.frame)
+            if not ended:  # the player took it over, or it had been too long: the memory knows, or learns it
+                self._played(now, event)
             return
-        if event.pitch in self._began:
-            self._end(event.pitch, now, event.frame)
         self._began[event.pitch] = now
         self.notes += 1
         self._voices.note_on(MODEL, self._channel, event.pitch, event.velocity)
         self._played(now, event)
 
-    def _end(self, pitch: int, now: float, frame: int) -> None:
-        """A note that does not sound has no end: the memory then learns that it had none."""
-        if self._began.pop(pitch, None) is not None:
-            self._voices.note_off(MODEL, self._channel, pitch)
-            self._played(now, KeyEvent(frame, "off", pitch, 0))
+    def _end(self, pitch: int, now: float, frame: int) -> bool:
+        """Whether there was such a note."""
+        if self._began.pop(pitch, None) is None:
+            return False
+        self._voices.note_off(MODEL, self._channel, pitch)
+        self._played(now, KeyEvent(frame, "off", pitch, 0))
+        return True

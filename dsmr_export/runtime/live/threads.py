@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -41,12 +41,14 @@ class Threads:
         self._affinity, self._nice, self._realtime = tuple(affinity), nice, realtime
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._beat = time.monotonic()
+        self._switch_s: float | None = None  # as it was before
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._think,), name="dsmr-inference", daemon=True),
             threading.Thread(target=self._guarded, args=(self._play,), name="dsmr-playback", daemon=True),
         ]
 
     def start(self) -> None:
+        self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         self.live.begin(time.monotonic())
         for thread in self._threads:
@@ -58,7 +60,8 @@ class Threads:
         return time.monotonic() - self._beat
 
     def call(self, what: Callable[[], T]) -> T:
-        """Runs something between two steps of inference, and returns or raises what it does."""
+        """Runs something between two steps of inference, and returns or raises what it does. Raises
+        ``DsmrError`` where nobody is there to do so."""
         if threading.current_thread() is self._threads[0]:
             return what()
         future: Future[T] = Future()
@@ -66,7 +69,9 @@ class Threads:
         self.live.wake.set()
         if self.stopping.is_set():
             raise DsmrError("the session has ended")
-        return future.result(timeout=ANSWER_S)
+        if not wait([future], ANSWER_S).done:
+            raise DsmrError(f"inference has not answered for {ANSWER_S:g} s")
+        return future.result()
 
     def close(self) -> None:
         """Ends both threads and everything that sounds."""
@@ -75,6 +80,8 @@ class Threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(timeout=5)
         self.live.close()
+        if self._switch_s is not None:
+            sys.setswitchinterval(self._switch_s)
 
     def _stop(self) -> None:
         self.stopping.set()
@@ -87,19 +94,25 @@ class Threads:
         try:
             run()
         except BaseException as error:
-            self.failed = error
+            self.failed = self.failed or error
             log.exception("the session ends by an error of its own")
             self.live.close()
         finally:
             self._stop()
-            while self._calls:
-                self._calls.popleft()[1].set_exception(DsmrError("the session has ended"))
+            while call := self._next_call():
+                call[1].set_exception(DsmrError("the session has ended"))
+
+    def _next_call(self) -> tuple[Callable[[], Any], Future[Any]] | None:
+        try:
+            return self._calls.popleft()
+        except IndexError:  # none, or the other thread, which ends, was quicker
+            return None
 
     def _think(self) -> None:
         self._arrange()
         while not self.stopping.is_set():
-            while self._calls:
-                what, future = self._calls.popleft()
+            while call := self._next_call():
+                what, future = call
                 try:
                     future.set_result(what())
                 except Exception as error:  # for whoever asked

@@ -29,5 +29,13 @@ class Timings:
         count = int(passed[-1])
         if not count:
             return Spread(0, None, None, None)
-        p50, p99 = (float(np.searchsorted(passed, q * count) + 1) * BIN_MS for q in (0.50, 0.99))
-        return Spread(count, min(p50, self._max_ms), min(p99, self._max_ms), self._max_ms)
+        p50, p99 = (self._edge_ms(int(np.searchsorted(passed, q * count))) for q in (0.50, 0.99))
+        return Spread(count, p50, p99, self._max_ms)
+
+    def above(self, seconds: float) -> int:
+        """How many took longer, to a bin."""
+        return int(self._bins[int(round(seconds * 1000 / BIN_MS)) + 1 :].sum())
+
+    def _edge_ms(self, index: int) -> float:
+        """The last bin has no edge but the maximum."""
+        return self._max_ms if index == BINS - 1 else min((index + 1) * BIN_MS, self._max_ms)

@@ -32,6 +32,7 @@ class Voices:
         self._pedals: set[int] = set()
         self._channels: set[int] = {channel}
         self._recent: deque[tuple[float, bytes]] = deque(maxlen=256)
+        self._closed = False
 
     @property
     def sounding(self) -> dict[tuple[int, int, int], float]:
@@ -48,6 +49,8 @@ class Voices:
 
     def note_on(self, by: int, channel: int, pitch: int, velocity: int) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._sounding[by, channel, pitch] = self._now()
             self._channels.add(channel)
             self._send(wire.note_on(channel, pitch, velocity))
@@ -64,6 +67,8 @@ class Voices:
     def through(self, message: bytes) -> None:
         """Any other channel message of the player's."""
         with self._lock:
+            if self._closed:
+                return
             channel = message[0] & 0x0F
             self._channels.add(channel)
             if message[0] & 0xF0 == wire.CONTROL and message[1] == wire.SUSTAIN:
@@ -89,6 +94,12 @@ class Voices:
                 self.note_off(*key)
             self._pedals.clear()
             self._silence_port()
+
+    def close(self) -> None:
+        """Ends everything, and lets nothing begin any more: a thread that is late finds the door shut."""
+        with self._lock:
+            self.panic()
+            self._closed = True
 
     def lost(self) -> None:
         """The port is gone, and with it what sounded there."""
