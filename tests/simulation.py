@@ -46,7 +46,7 @@ class Simulation:
         else:
             self.live = Live(memory, settings, sink, lambda: self.now)
         self._cost = cost
-        self._work_at = self.now
+        self._sleeps_until = self._work_at = self.now
 
     def run(self, seconds: float, inputs: Iterable[tuple[float, bytes]] = ()) -> None:
         """So many seconds; inputs are (seconds from now, bytes), in order."""
@@ -68,12 +68,13 @@ class Simulation:
             if what == 0:
                 assert coming is not None
                 live_input.push(coming[1], self.now)
-                if self.live.wake.is_set():
-                    self.live.wake.clear()
-                    self._work_at = min(self._work_at, self.now + self._cost())
+                if self.live.wake.is_set() and self.now < self._sleeps_until:  # one at work is not hurried
+                    self._sleeps_until, self._work_at = self.now, self.now + self._cost()
+                self.live.wake.clear()
                 coming = next(waiting, None)
             elif what == 2:
-                self._work_at = self.now + self.live.work(self.now) + self._cost()
+                self._sleeps_until = self.now + self.live.work(self.now)
+                self._work_at = self._sleeps_until + self._cost()
 
 
 def stuck(sent: Iterable[tuple[float, bytes]]) -> dict[tuple[int, int], int]:

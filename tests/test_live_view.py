@@ -187,6 +187,23 @@ def test_a_view_has_its_own_screen_and_gives_it_back() -> None:
     assert "\x1b[33m" in text and "\x1b[36m" in text and "\x1b[38;" not in text  # of the 16 colours
 
 
+def test_a_terminal_that_has_gone_ends_it_without_a_word() -> None:
+    """A window that is closed, a connection that is lost: what stands around the view goes on to save."""
+
+    class Gone(io.StringIO):
+        gone = False
+
+        def write(self, text: str) -> int:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    file = Gone()
+    with View(lambda: BUSY, Console(file=file, force_terminal=True, _environ={"TERM": "xterm"})):
+        file.gone = True
+    assert file.getvalue()
+
+
 def test_no_colour_where_it_is_not_wanted() -> None:
     text = shown({"TERM": "xterm", "NO_COLOR": "1"})
     assert "now" in text and not re.search(r"\x1b\[[\d;]*\b(3[0-7]|4[0-7]|9[0-7])\b[\d;]*m", text)

@@ -330,16 +330,16 @@ class Memory:
         while self._anchors[-1].position > position:
             self._anchors.pop()
         anchor = self._anchors[-1]
-        self._back_to(anchor)
+        self._back_to(anchor.moment)
         self._feed([token for token, _ in self._since(anchor)])
 
     def _clear_plan(self) -> None:
         self._plan.clear()
         self._plan_events = 0
 
-    def _back_to(self, anchor: _Anchor) -> None:
-        self.stream.restore(anchor.moment.stream)
-        self._mask.become(anchor.moment.mask)
+    def _back_to(self, moment: Moment) -> None:
+        self.stream.restore(moment.stream)
+        self._mask.become(moment.mask)
 
     def _since(self, anchor: _Anchor) -> list[tuple[int, int]]:
         """The tokens committed after an anchor, with their frames."""
@@ -386,7 +386,7 @@ class Memory:
         self._anchors = self._anchors[: self._anchors.index(anchor) + 1]
         kept = anchor.position - self._anchors[0].position
         self._history = deque([*islice(self._history, kept), *tokens])
-        self._back_to(anchor)
+        self._back_to(anchor.moment)
         self._feed([token for token, _ in tokens])
         onsets = self._mask.onsets
         self._encoder = Encoder(self.table, self._mask.frame)
@@ -409,17 +409,14 @@ class Memory:
         The random generator is as it was before the first token of the plan: what is restored from this plans
         the same.
         """
-        planned, rng = [entry.token for entry in self._plan], self._rng.bit_generator.state
-        before, events, broken = self._plan[0].rng if self._plan else rng, self._plan_events, self.broken
-        entries = list(self._plan)
-        self.forget_plan()
-        moment = Moment(self.stream.snapshot(), self._mask.copy(), before)
-        for entry, token in zip(entries, planned, strict=True):
-            if self.stream.position - self._anchors[-1].position >= ANCHOR_TOKENS:
-                self._keep()
-            self._plan.append(entry)
-            self._feed([token])
-        self._plan_events, self.broken = events, broken
+        here = Moment(self.stream.snapshot(), self._mask.copy(), self._rng.bit_generator.state)
+        moment = here
+        if self._plan:
+            anchor = next(a for a in reversed(self._anchors) if a.position <= self.position)
+            self._back_to(anchor.moment)
+            self._feed([token for token, _ in self._since(anchor)])
+            moment = Moment(self.stream.snapshot(), self._mask.copy(), self._plan[0].rng)
+            self._back_to(here)  # the plan stands as it stood: nothing of it is thought out again
         player = [pitch for pitch, by in self.sounding.items() if by == PLAYER]
         return moment, sorted(set(player) & set(moment.mask.onsets))
 
@@ -429,8 +426,7 @@ class Memory:
         Raises ``BundleError``, with nothing changed but the plan, for a moment of another bundle or graph.
         """
         self.forget_plan()
-        self.stream.restore(moment.stream)
-        self._mask.become(moment.mask)
+        self._back_to(moment)
         self._rng.bit_generator.state = moment.rng
         self._anchors.clear()
         self._history.clear()

@@ -331,7 +331,7 @@ class Live:
             return self.phase
         if word == "panic":
             self._stop(now, "paused" if self.settings.mode == "loop" else "listening")
-            self.memory.release(self.clock.frame(now), PLAYER)
+            self._put(Heard(now, "lost"))  # the player's keys, for the memory
             self.voices.panic()
             return "all notes off"
         if word == "reset":

@@ -114,9 +114,8 @@ class _Port:
         self._closed = False
         self._client: Any = midi_api.client(self.api, self.kind)
         self._server = midi_api.server(self.api)
-        self._others: frozenset[str] = (
-            frozenset()
-        )  # there when ours went away: never ours, whatever their name
+        # There when ours went away: never ours, whatever their name.
+        self._others: frozenset[str] = frozenset()
         try:
             self.name = virtual or find_port(name or "", _names(self._client), self.kind)
             self._connect(self.name)
@@ -334,10 +333,11 @@ class Watcher:
                 port.forget()
             return False
         self._server_gone = False
+        # Looked for before anybody is told: what is connected again by then is to be made ready too.
+        missing = [port.name for port in self._ports if not port.virtual and port.poll() is None]
         self._on_back(_SERVER)
-        for port in self._ports:
-            if not port.virtual and port.poll() is None:
-                self._on_lost(port.name)
+        for name in missing:
+            self._on_lost(name)
         return True
 
     def _run(self) -> None:
