@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsmr_export import live_options
-from dsmr_export.options import PATH, bundle_argument, json_option, open_bundle, say_graph, threads_option
+from dsmr_export.options import (
+    PATH,
+    STATE,
+    bundle_argument,
+    json_option,
+    open_bundle,
+    say_graph,
+    threads_option,
+)
 from dsmr_export.play_config import config_option
 
 if TYPE_CHECKING:
@@ -48,11 +58,11 @@ OUTPUTS = ("save", "events", "picture", "save_state")
 )
 @click.option(
     "--save-state",
-    metavar="FILE",
+    type=STATE,
     help="Write everything remembered at the end; without other outputs: after the prompt.",
 )
 @click.option(
-    "--load-state", metavar="FILE", help="Go on from a saved state; --prompt, if any, is heard after it."
+    "--load-state", type=STATE, help="Go on from a saved state; --prompt, if any, is heard after it."
 )
 @click.option("--bank", type=PATH, help="Folder of saved states with names; states are then named by those.")
 @click.option("--graph", help="Which graph to run.  [default: the bundle's]")
@@ -81,7 +91,7 @@ def play(
     min_p: float | None,
     **options: Any,
 ) -> None:
-    """Continue a MIDI file, or begin a piece, and save it as MIDI.
+    """Continue a MIDI file, or begin a piece, and save it as MIDI; with MIDI ports: play with you, live.
 
     Everything that the model remembers can be saved and gone on from another day, to the same notes.
 
@@ -91,6 +101,7 @@ def play(
       dsmr play --prompt in.mid --variations 4 --save out.mid --picture out.png
       dsmr play --prompt in.mid --bank states --save-state "after the theme"
       dsmr play --bank states --load-state "after the theme" --events
+      dsmr play --midi-in Keystation --midi-out FLUID
     """
     from dataclasses import replace
 
@@ -113,16 +124,15 @@ def play(
 
 
 def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -> None:
-    from platformdirs import user_state_path
-
     from dsmr_export import play_files, play_live
 
     settings = live_options.settings(live)
     opened = open_bundle(bundle)
     prompt, state = play_files.read_prompt_of(opened, job.prompt), play_files.loaded(opened, job)
     play_files.check_outputs(opened, job)
+    autosave = _autosave_file(live)
     say_graph(opened, job.graph if state is None else state.graph)
-    autosave = live["autosave_file"] or user_state_path("dsmr-export") / "autosave.dsmr"
+    given = {"temperature": job.sampling.temperature, "top-p": job.sampling.top_p, "density": live["density"]}
     play_live.run(
         opened,
         play_live.LiveJob(
@@ -137,12 +147,12 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
             graph=job.graph,
             threads=job.threads,
             pace=job.pace,
-            density=live["density"],
+            controls={name: value for name, value in given.items() if _given(name.replace("-", "_"))},
             seconds=job.seconds if _given("seconds") else None,
             save=job.save,
             save_state=job.save_state,
             bank=job.bank,
-            autosave_s=live["autosave"],
+            autosave_s=live["autosave"] or 0.0,
             autosave=autosave,
             status_socket=live["status_socket"],
             affinity=live["affinity"] or (),
@@ -153,6 +163,26 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
             as_json=job.as_json,
         ),
     )
+
+
+def _autosave_file(live: dict[str, Any]) -> Path | None:
+    """Where it saves by itself, None where it does not. Raises ``OutputError`` where it could not."""
+    from platformdirs import user_state_path
+
+    from dsmr_export.errors import OutputError
+
+    path: Path | None = live["autosave_file"]
+    if live["autosave"] is None:
+        return None
+    if path is None:
+        path = user_state_path("dsmr-export") / "autosave.dsmr"
+        with suppress(OSError):  # then there is no folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"--autosave-file {path}: there is no folder {path.parent}; make it, or choose another"
+        )
+    return path
 
 
 def _given(name: str) -> bool:
@@ -174,6 +204,8 @@ def _check_live(options: dict[str, Any], live: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} is for files, not for MIDI ports")
     if options["variations"] > 1:
         raise click.UsageError("--variations is for files, not for MIDI ports")
+    if options["seconds"] is not None and not 0 < options["seconds"] < math.inf:
+        raise click.UsageError(f"--seconds {options['seconds']:g}: give seconds above 0")
     if live["autosave"] is not None and not 0.1 <= live["autosave"] <= 86_400:
         raise click.UsageError("--autosave: give seconds, 0.1 to 86400")
     if live["autosave_file"] and live["autosave"] is None:

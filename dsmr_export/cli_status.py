@@ -40,13 +40,14 @@ def status(socket: Path | None, as_json: bool, words: tuple[str, ...]) -> None:
     """Ask a running dsmr play how it is, or tell it what to do: WORDS.
 
     \b
-      pause, resume      stop playing and listening, go on
+      pause, resume      stop playing, go on; what you play is heard all the same
       panic              all notes off, now
       undo 8, undo-bar   take back the last 8 seconds, the last bar
       reset              forget everything
       save NAME          keep the memory in the bank
       load NAME          go on from there
       set CONTROL VALUE  turn one of the controls
+      quit               end it
 
     \b
     Example:

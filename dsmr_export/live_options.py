@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dsmr_export.errors import DsmrError
 from dsmr_export.options import PATH
 from dsmr_export.runtime.live.settings import ACTIONS, CONTROLS, CURVES, MODES, LiveSettings
 
@@ -39,6 +40,8 @@ class Cores(click.ParamType):
             if not match:
                 self.fail(f"{value!r} are no cores: give them as in 1-3 or 0,2")
             first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                self.fail(f"{value!r} are no cores: {part.strip()} goes backwards")
             cores.update(range(first, last + 1))
         return tuple(sorted(cores))
 
@@ -151,7 +154,9 @@ NAMES = frozenset(
 
 def settings(options: dict[str, Any]) -> LiveSettings:
     """Raises ``DsmrError`` for values that make no sense."""
-    in_channel = options["in_channel"]
+    in_channel, names = options["in_channel"], [name for name, _ in options["cc"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DsmrError(f"--cc: {twice[0]} is given twice; one controller turns it")
     return LiveSettings(
         mode=options["mode"],
         pause_s=options["pause"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ class View:
     def __init__(self, status: Callable[[], Status], console: Console | None = None) -> None:
         self._status = status
         self._console = console or Console(stderr=True, highlight=False)
-        self.shown = self._console.is_terminal and not self._console.is_dumb_terminal
+        self.shown = is_possible(self._console)
         self._live = Live(
             get_renderable=self._frame,
             console=self._console,
@@ -68,12 +69,19 @@ class View:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.shown:
-            self._live.stop()
+            with suppress(OSError):  # the terminal has gone: a window closed, a connection lost
+                self._live.stop()
 
     def _frame(self) -> RenderableType:
         console = self._console
         colour = console.color_system is not None and not console.no_color
         return render(self._status(), console.width, console.height, colour)
+
+
+def is_possible(console: Console | None = None) -> bool:
+    """Whether stderr (or that console) is a terminal that can be drawn on."""
+    console = console or Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def render(status: Status, width: int, height: int, colour: bool = True) -> RenderableType:

@@ -48,6 +48,15 @@ class Bytes(click.ParamType):
 
 BYTES = Bytes()
 
+
+class State(click.ParamType):
+    """A saved state: a file, or the name of one in a bank. Who has the bank tells them apart."""
+
+    name = "file"
+
+
+STATE = State()
+
 bundle_argument = click.argument("bundle", type=PATH, required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 reference_option = click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dsmr_export.errors import DsmrError, nearest
+from dsmr_export.options import State
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,7 +46,9 @@ def load(path: Path, command: click.Command) -> dict[str, Any]:
     """
     parameters = dict(_parameters(command))
     found: dict[str, Any] = {}
-    for key, value in _read(path).items():
+    read = _read(path)
+    names = {key.replace("_", "-") for key in read}
+    for key, value in read.items():
         name = key.replace("_", "-")
         if name not in parameters:
             raise DsmrError(f"{path}: {key} is not an option of it{_meant(name, command, parameters)}")
@@ -53,6 +57,9 @@ def load(path: Path, command: click.Command) -> dict[str, Any]:
             raise DsmrError(f"{path}: {key} is given twice, with - and with _ or under two names: keep one")
         assert parameter.name is not None
         found[parameter.name] = _checked(path, key, value, parameter, command)
+        # A state without a separator may be the name of one in the bank, and is a file where there is none.
+        if isinstance(parameter.type, State) and (os.sep in value or "bank" not in names):
+            found[parameter.name] = _absolute(path, key, value)
     return found
 
 
@@ -129,6 +136,7 @@ _KINDS: dict[type[click.ParamType], tuple[type, ...]] = {
     click.Choice: (str,),
     click.Path: (str,),
     click.File: (str,),
+    State: (str,),
 }
 
 

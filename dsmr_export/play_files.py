@@ -142,16 +142,16 @@ def read_prompt_of(bundle: Bundle, path: Path | None) -> Performance | None:
     return reading.performance
 
 
-def _in_bank(job: Job, text: str) -> bool:
+def in_bank(bank: Path | None, text: str) -> bool:
     """Whether a state is named, not a file: there is a bank, no separator, and no such file."""
-    return job.bank is not None and os.sep not in text and not os.path.isfile(text)
+    return bank is not None and os.sep not in text and not os.path.isfile(text)
 
 
 def loaded(bundle: Bundle, job: Job) -> SavedState | None:
     text = job.load_state
     if text is None:
         return None
-    if job.bank is not None and _in_bank(job, text):
+    if job.bank is not None and in_bank(job.bank, text):
         state = Bank(job.bank, bundle).load(text)
     else:
         state = saved_state.read(text, bundle)
@@ -202,7 +202,7 @@ def check_outputs(bundle: Bundle, job: Job) -> None:
             )
         outputs.append(("--picture", job.picture, f"a {job.picture.suffix[1:].lower()} picture", begins))
     if job.save_state is not None:
-        if job.bank is not None and _in_bank(job, job.save_state):
+        if job.bank is not None and in_bank(job.bank, job.save_state):
             Bank(job.bank, bundle).path(job.save_state)
         else:
             outputs.append(("--save-state", Path(job.save_state), "a saved state", saved_state.MAGIC))
@@ -241,7 +241,7 @@ def _check_replaceable(option: str, path: Path, what: str, begins: bytes) -> Non
 
 def _keep(bundle: Bundle, job: Job, state: SavedState) -> Path:
     text = str(job.save_state)
-    if job.bank is not None and _in_bank(job, text):
+    if job.bank is not None and in_bank(job.bank, text):
         return Bank(job.bank, bundle).save(text, state)
     path = Path(text)
     saved_state.write(path, SavedState(state.moment, path.stem, state.extra))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 
 import click
 
+from dsmr_export import live_view
 from dsmr_export.errors import DsmrError, StateError
 from dsmr_export.live_keys import Keys
-from dsmr_export.live_view import View
+from dsmr_export.play_files import in_bank
 from dsmr_export.progress import stages
 from dsmr_export.runtime.bank import Bank
 from dsmr_export.runtime.bundle import Bundle
@@ -33,7 +33,7 @@ from dsmr_export.runtime.live.status import Spread, Status
 from dsmr_export.runtime.live.threads import Threads
 from dsmr_export.runtime.memory import Memory
 from dsmr_export.runtime.performance import Performance
-from dsmr_export.runtime.play import prompt_ids
+from dsmr_export.runtime.play import ids_to_let_go, prompt_ids
 from dsmr_export.runtime.sampling import Sampling
 from dsmr_export.runtime.saved_state import SavedState
 from dsmr_export.terminal import print_json
@@ -47,7 +47,8 @@ log = logging.getLogger("dsmr")
 @dataclass(frozen=True)
 class LiveJob:
     """The command's options. seed None: 0, or the generator of the state that is gone on from. seconds None:
-    until it is told to end. prompt and state are read already."""
+    until it is told to end. prompt and state are read already. controls: those that were given, which are
+    not as the state had them. autosave None: nothing is saved by itself."""
 
     settings: LiveSettings
     sampling: Sampling
@@ -60,12 +61,12 @@ class LiveJob:
     graph: str | None
     threads: int | None
     pace: float | None
-    density: float | None
+    controls: Mapping[str, float]
     seconds: float | None
     save: Path | None
     save_state: str | None
     bank: Path | None
-    autosave_s: float | None
+    autosave_s: float
     autosave: Path | None
     status_socket: Path | None
     affinity: tuple[int, ...]
@@ -91,10 +92,8 @@ class Session:
         try:
             record = self.recording.add if self.recording is not None else lambda moment, by, event: None
             self.live = Live(self.memory, job.settings, self.output.send, time.monotonic, record)
-            for name, value in self._extra.get("controls", {}).items():
+            for name, value in {**self._extra.get("controls", {}), **job.controls}.items():
                 self.live.controls.set(name, value)
-            if job.density is not None:
-                self.live.controls.set("density", job.density)
             self.live.on_action = self._later
             if job.virtual or job.midi_in is not None:
                 name, virtual = (None, "dsmr in") if job.virtual else (job.midi_in, None)
@@ -104,7 +103,7 @@ class Session:
             raise
         self.threads = Threads(self.live, job.affinity, job.nice, job.realtime)
         bank = None if job.bank is None else Bank(job.bank, bundle)
-        self.keeper = Keeper(self.threads, bank, job.autosave, job.autosave_s or 0.0)
+        self.keeper = Keeper(self.threads, bank, job.autosave, job.autosave_s)
 
     @property
     def ports(self) -> list[InputPort | OutputPort]:
@@ -127,8 +126,10 @@ class Session:
             return self.keeper.save_as(rest.strip() or time.strftime("%Y-%m-%d-%H%M%S"))
         if word == "load":
             return self.keeper.load(rest.strip())
-        if word in ("pause", "panic"):
-            self.live.playback.cut(time.monotonic())  # at once, whatever inference is doing
+        if word in ("pause", "panic"):  # at once, whatever inference is doing
+            self.live.playback.cut(time.monotonic())
+            if word == "panic":
+                self.live.voices.panic()
         return self.threads.call(lambda: self.live.act(line))
 
     def lost(self, name: str) -> None:
@@ -166,10 +167,9 @@ class Session:
             stack.enter_context(_watched(self))
             self.keeper.start()
             stack.callback(self._keep)
-            stack.enter_context(_signals(self.ended))
             stack.enter_context(_socket(self, job.status_socket))
             if job.view:
-                stack.enter_context(View(self.status))
+                stack.enter_context(live_view.View(self.status))
                 stack.enter_context(Keys(self.status, self.act, lambda text: log.info("%s", text)))
             service.ready()
             stack.callback(service.stopping)
@@ -180,21 +180,25 @@ class Session:
     def _wait(self) -> None:
         until = None if self.job.seconds is None else time.monotonic() + self.job.seconds
         tick = min(service.alive_every_s() or 1.0, 1.0)
+        phase = None
         while not self.threads.stopping.is_set():
             left = tick if until is None else min(tick, until - time.monotonic())
             if left <= 0 or self.ended.wait(left):
                 return
             if self.threads.beat_s_ago < HANGS_S:
                 service.alive()
+            if phase != self.live.phase:
+                phase = self.live.phase
+                service.say(f"{self.job.settings.mode}: {phase}")
 
     def _keep(self) -> None:
         """At the end: what sounds ends, and what was asked for is saved."""
         if self.threads.stopping.is_set():
             return
-        self.threads.call(lambda: self.live.act("pause"))
+        self.act("pause")
         self.keeper.close()
         if self.job.save_state is not None:
-            if self.job.bank is not None and "/" not in self.job.save_state:
+            if in_bank(self.job.bank, self.job.save_state):
                 self.keeper.save_as(self.job.save_state)
             else:
                 self.keeper.save(Path(self.job.save_state))
@@ -207,6 +211,11 @@ class Session:
             found["saved"] = str(self.job.save)
             found["saved_notes"] = self.recording.save(self.job.save, table.pitch_range, table.step_ms)
         return found
+
+    def rescue(self) -> None:
+        """After an error: what was played until then is not lost with the session."""
+        if self.live.input.notes or self.live.playback.notes:
+            self.result()
 
 
 def figures(live: Live) -> dict[str, Any]:
@@ -236,8 +245,13 @@ def run(bundle: Bundle, job: LiveJob) -> None:
         session = Session(bundle, job, said)
         for port in session.ports:
             log.info("MIDI %s: %s", port.kind, port.name)
-        session.run()
-        found = session.result()
+        with _signals(session.ended):  # until all is silent and saved
+            try:
+                session.run()
+            except BaseException:
+                session.rescue()
+                raise
+            found = session.result()
     if job.as_json:
         print_json(found)
     else:
@@ -270,11 +284,15 @@ def _times(spread: dict[str, Any]) -> str:
 
 
 def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
-    """The memory at its start, after state and prompt, and what else the state held."""
-    state = job.state
-    if state is None and job.autosave is not None and job.autosave_s:
+    """The memory at its start, after state and prompt, and what else the state held.
+
+    What was saved by itself is gone on from as it was: seed and prompt were for its beginning.
+    """
+    state, prompt, seed = job.state, job.prompt, job.seed
+    if state is None and job.autosave is not None:
         state = keeper.resume(job.autosave, lambda path: _read_state(path, bundle, job.graph))
         if state is not None:
+            prompt = seed = None
             log.info("going on from %s, %s tokens", job.autosave, f"{state.moment.stream.position:,}")
     graph = job.graph
     if state is not None:  # its own; by no name where that is this machine's choice, safer options and all
@@ -284,11 +302,12 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
     )
     if state is not None:
         memory.restore(state.moment, state.extra.get("player", ()))
-        if job.seed is not None:
-            memory.reseed(job.seed)
-    if job.prompt:
+        if seed is not None:
+            memory.reseed(seed)
+    if prompt:
+        table = bundle.event_table
+        ids = ids_to_let_go(memory.snapshot()[0], table) + prompt_ids(prompt, table)
         with stages("tokens") as progress:
-            ids = prompt_ids(job.prompt, bundle.event_table)
             memory.hear(ids, lambda fed: progress("hearing", fed, len(ids)))
     return memory, {} if state is None else dict(state.extra)
 
@@ -296,9 +315,10 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
 def _check_ports(job: LiveJob) -> None:
     """Raises ``PortError`` where there are no ports, or none of these names."""
     there = list_ports()
-    for name, names, kind in ((job.midi_in, there.inputs, "input"), (job.midi_out, there.outputs, "output")):
-        if name is not None:
-            find_port(name, names, kind)
+    if job.midi_in is not None:
+        find_port(job.midi_in, there.inputs, "input")
+    if job.midi_out is not None:
+        find_port(job.midi_out, there.outputs, "output")
 
 
 def _read_state(path: Path, bundle: Bundle, graph: str | None) -> SavedState:
@@ -325,12 +345,16 @@ def _watched(session: Session) -> Iterator[None]:
 
 @contextmanager
 def _signals(ended: threading.Event) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the session in order; they are as they were after it."""
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """SIGINT, SIGTERM and SIGHUP end the session in order, however often they come; after it they are as they
+    were. SIGHUP that is ignored (nohup) stays so; Ctrl-Z is ignored: who is stopped can end no note."""
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        kinds.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in kinds}
+    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         yield
     finally:
@@ -364,7 +388,7 @@ def _logging(job: LiveJob, said: deque[str]) -> Iterator[None]:
             said.append(record.getMessage())
 
     handlers: list[logging.Handler] = [Lines()]
-    if not (job.view and sys.stderr.isatty()):
+    if not (job.view and live_view.is_possible()):
         handlers.append(logging.StreamHandler())
         handlers[-1].setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     before = log.level, log.propagate

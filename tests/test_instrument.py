@@ -131,12 +131,39 @@ def test_a_long_rest_is_cut_and_time_goes_on(bundle: Bundle) -> None:
     instrument.feed(bytes([0x90, 60, 50, 60, 0]), 5.0)  # running status: on, off
     instrument.feed(bytes([0x90, 62, 50, 62, 0]), 3600.0)
     made = list(instrument.generate(1.0))
-    assert [event.frame for event in events[:4]] == [0, 1, 100, 101]
+    assert [event.frame for event in events[:4]] == [0, 1, 101, 102]
     assert all(3600.0 <= event.seconds <= 3601.1 for event in made)
 
 
+def test_what_follows_a_long_rest_lasts_as_long_as_it_did(bundle: Bundle) -> None:
+    instrument, events = opened(bundle, longest_rest_s=1.0)
+    for start in (0.0, 60.0):
+        instrument.feed(bytes([0x90, 60, 50]), start)
+        instrument.feed(bytes([0x80, 60, 0]), start + 0.5)
+    instrument.memory.advance(1000)
+    assert to_notes(events) == [Note(0, 50, 60, 50), Note(150, 200, 60, 50)]
+
+
+def test_what_is_passed_over_does_not_begin_the_piece(bundle: Bundle) -> None:
+    instrument, events = opened(bundle)
+    instrument.feed(bytes([0xC0, 5, 0xB0, 7, 100, 0xF8]), 0.0)
+    instrument.feed(bytes([0x90, 60, 50, 60, 0]), 5.0)
+    instrument.memory.advance(1000)
+    assert events[0].frame == 0
+
+
+def test_a_silence_longer_than_any_plan(bundle: Bundle) -> None:
+    """A model that wants nothing but the longest shift, 60 ms here: 512 tokens, a plan, are 31 s of it."""
+    instrument, _ = opened(bundle)
+    table = bundle.event_table
+    instrument.memory._bias = np.zeros(len(table), np.float32)
+    instrument.memory._bias[table.shift_ids[table.longest_shift]] = 1e6
+    assert list(instrument.generate(60.0)) == []
+    assert instrument.memory.position == 1 + 6001 // table.longest_shift
+
+
 def test_undo_and_reset(bundle: Bundle) -> None:
-    instrument, _ = opened(bundle, undo_s=10.0)
+    instrument, events = opened(bundle, undo_s=10.0)
     feed_song(instrument)
     fed = instrument.memory.position
     list(instrument.generate(2.0))
@@ -145,6 +172,10 @@ def test_undo_and_reset(bundle: Bundle) -> None:
     instrument.reset()
     assert instrument.memory.position == 1
     assert instrument.undo(5.0) == 0.0  # the beginning
+    instrument.reset()
+    instrument.feed(bytes([0x90, 60, 50, 60, 0]), 100.0)  # begins the new piece: no silence before it
+    instrument.memory.advance(1000)
+    assert [event.frame for event in events[-2:]] == [0, 1]
     with pytest.raises(DsmrError, match="undo 5: 0.0 s can be taken back"):
         opened(bundle)[0].undo(5.0)
 
@@ -170,8 +201,9 @@ def test_a_closed_one_refuses(bundle: Bundle) -> None:
     with Instrument.open(bundle) as instrument:
         running = instrument.generate()
         next(running)
-        with pytest.raises(DsmrError, match="seconds is 0: give 0.01 or more"):
-            instrument.generate(0)
+        for seconds in (0, -1, float("nan"), float("inf")):
+            with pytest.raises(DsmrError, match=r"seconds is .*: give a length of music of 0\.01 seconds"):
+                instrument.generate(seconds)
     assert list(running) == []
     for use in (
         lambda: instrument.feed(b"", 0.0),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest

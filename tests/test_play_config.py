@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dsmr_export.cli_play import play
 from dsmr_export.errors import DsmrError
 from dsmr_export.options import BYTES, comma_list
 from dsmr_export.play_config import config_option, load
@@ -272,3 +273,15 @@ def test_what_is_loaded_is_what_click_takes(path: Path, values: dict[str, Any]) 
     except DsmrError:
         return
     assert run("--config", path, "--save", "x").exit_code == 0
+
+
+def test_a_state_is_a_file_beside_the_settings_or_a_name_in_the_bank(path: Path) -> None:
+    folder = path.parent
+    path.write_text('load-state = "evening"\nsave-state = "states/end"\n')
+    assert load(path, play) == {
+        "load_state": str(folder / "evening"),
+        "save_state": str(folder / "states/end"),
+    }
+    path.write_text('bank = "states"\nload-state = "evening"\nsave-state = "./end"\n')
+    found = load(path, play)
+    assert found["load_state"] == "evening" and found["save_state"] == str(folder / "end")

@@ -320,6 +320,7 @@ def test_fluidsynth_makes_sound_of_it(midi: JackServer | None, tmp_path: Path) -
         (["--save", "x.mid", "--pause", "2"], 2, "--pause: only with MIDI ports"),
         (["--virtual", "--cc", "temperature"], 2, "is not NAME=CONTROLLER"),
         (["--virtual", "--affinity", "a"], 2, "are no cores"),
+        (["--virtual", "--cc", "undo=1", "--cc", "undo=2"], 1, "--cc: undo is given twice"),
         (["--virtual", "--cc", "temprature=1"], 1, "did you mean temperature?"),
         (["--virtual", "--pause", "0"], 1, "pause is 0: give 0.05 to 60"),
         (["--virtual", "--load-state", "missing"], 1, "missing: cannot be read"),

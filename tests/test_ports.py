@@ -421,6 +421,20 @@ def test_the_server_goes_and_comes_back(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_is_there_again_with_the_server_is_connected_before_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is told makes the output ready (`play_live.Session.back`): it must be there by then."""
+    listing, server = Listing("synth:in"), frozenset({"1"})
+    monkeypatch.setattr(midi_api, "client", lambda api, kind: listing)
+    monkeypatch.setattr(midi_api, "server", lambda api: server)
+    port, connected = OutputPort("synth", None, Api.JACK), []
+    watcher = Watcher([port], lambda name: None, lambda name: connected.append((name, port.connected)))
+    server = frozenset({"2"})
+    watcher.poll()
+    assert connected == [("the JACK server", True)]
+
+
 # --- names --------------------------------------------------------------------------------------------------
 
 NAMES = (

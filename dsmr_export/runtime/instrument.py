@@ -25,11 +25,15 @@ from dsmr_export.runtime import saved_state
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.live import wire
 from dsmr_export.runtime.live.clock import MusicClock
-from dsmr_export.runtime.memory import MODEL, Memory
+from dsmr_export.runtime.memory import MODEL, PLAN_TOKENS, Memory
 from dsmr_export.runtime.performance import KeyEvent
 from dsmr_export.runtime.performer import SAMPLING
+from dsmr_export.runtime.play import frames_of
 from dsmr_export.runtime.sampling import Sampling
 from dsmr_export.runtime.saved_state import SavedState
+
+_HEARD = (wire.SUSTAIN, wire.RESET_CONTROLLERS, wire.ALL_SOUND_OFF, wire.ALL_NOTES_OFF)
+"""The controllers that mean something to notes."""
 
 
 class Message(Protocol):
@@ -59,7 +63,7 @@ class Instrument:
         self._decoder = wire.Decoder()
         self._longest_rest = memory.frames(longest_rest_s)
         self._closed = False
-        self._fresh = memory.position <= 1  # the piece begins with the first message
+        self._fresh = memory.position <= 1  # the piece begins with the first message that is heard
 
     @classmethod
     def open(
@@ -92,21 +96,19 @@ class Instrument:
         self._require_open()
         self.seconds = max(self.seconds, seconds)
         for data in self._decoder.push(message if isinstance(message, bytes) else message.bytes()):
-            if data[0] < 0xF0:
-                self._hear(data[0] & 0xF0, data[0] & 0x0F, data)
+            kind = data[0] & 0xF0
+            if kind in (wire.NOTE_ON, wire.NOTE_OFF) or (kind == wire.CONTROL and data[1] in _HEARD):
+                self._hear(kind, data[0] & 0x0F, data)
 
     def generate(self, seconds: float | None = None) -> Iterator[Event]:
         """What the model plays from the latest moment on, each event heard by itself when it is yielded.
 
         seconds: so much music, at whose end what sounds is ended; None: without end. In between the host may
         feed; what the model meant to play then is thought over. A host that stops early calls `silence`.
-        Raises ``DsmrError`` for seconds of no frame or more, or once the instrument is closed.
+        Raises ``DsmrError`` for seconds that are not a step or more, or once the instrument is closed.
         """
         self._require_open()
-        frames = None if seconds is None else self.memory.frames(seconds)
-        if frames is not None and frames < 1:
-            raise DsmrError(f"seconds is {seconds}: give {self._clock.step_s} or more")
-        return self._generate(frames)
+        return self._generate(None if seconds is None else frames_of(seconds, self.memory.table.step_ms))
 
     def silence(self) -> list[Event]:
         """Ends what the model has left sounding, at the latest moment."""
@@ -124,10 +126,11 @@ class Instrument:
         return gone
 
     def reset(self) -> None:
-        """A new piece: everything is forgotten but the random generator."""
+        """A new piece, which begins with the next message; all is forgotten but the random generator."""
         self._require_open()
         self.memory.begin()
         self._clock.align(self.seconds, self.memory.frame)
+        self._fresh = True
 
     def snapshot(self) -> SavedState:
         """Everything remembered now, copied; the present frame is over with it."""
@@ -178,6 +181,8 @@ class Instrument:
         if self._fresh:
             self._clock.align(self.seconds, memory.frame)
             self._fresh = False
+        # What ended the silence before is an event only when its frame is over; then this one is measured.
+        memory.advance(min(self._frame(self.seconds), memory.frame + 2))
         latest = max(memory.frame, memory.last_event + self._longest_rest)
         if self._frame(self.seconds) > latest:
             self._clock.align(self.seconds, latest)
@@ -186,11 +191,11 @@ class Instrument:
             memory.note_on(frame, data[1], data[2], channel)
         elif kind in (wire.NOTE_ON, wire.NOTE_OFF):
             memory.note_off(frame, data[1], channel)
-        elif kind == wire.CONTROL and data[1] == wire.SUSTAIN:
+        elif data[1] == wire.SUSTAIN:
             memory.pedal(frame, data[2], channel)
-        elif kind == wire.CONTROL and data[1] == wire.RESET_CONTROLLERS:
+        elif data[1] == wire.RESET_CONTROLLERS:
             memory.pedal(frame, 0, channel)
-        elif kind == wire.CONTROL and data[1] in (wire.ALL_SOUND_OFF, wire.ALL_NOTES_OFF):
+        else:
             memory.all_off(frame, channel)
 
     def _generate(self, frames: int | None) -> Iterator[Event]:
@@ -205,6 +210,8 @@ class Instrument:
             events = memory.plan(1, earliest)
             if end is not None and memory.plan_frame >= end:
                 break
+            if memory.planned >= PLAN_TOKENS:  # a silence that is longer than a plan can be: it passes
+                memory.advance(memory.plan_frame)
             for event in events:
                 if event.kind == "on":
                     memory.note_on(event.frame, event.pitch, event.velocity, by=MODEL)

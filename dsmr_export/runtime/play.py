@@ -47,6 +47,7 @@ __all__ = [
     "encode_piece",
     "frames_of",
     "hear_prompt",
+    "ids_to_let_go",
     "own_pace",
     "pace_bias",
     "play_on",
@@ -127,10 +128,7 @@ def hear_prompt(
         fed_in_all = len(ids) + 1  # with BOS
         performer.begin(ids, lambda fed: progress("hearing", length * fed / fed_in_all, length))
         return
-    onsets = performer.snapshot().mask.onsets
-    ids = [
-        table.off_ids[pitch] for _, pitch in sorted((onset, pitch) for pitch, onset in onsets.items())
-    ] + ids
+    ids = ids_to_let_go(performer.snapshot(), table) + ids
     performer.hear(ids, lambda fed: progress("hearing", length * fed / len(ids), length))
 
 
@@ -199,6 +197,12 @@ def prompt_ids(performance: Performance, table: EventTable) -> list[int]:
             "with read_prompt, which leaves such notes out"
         )
     return encode(performance, table)
+
+
+def ids_to_let_go(moment: Moment, table: EventTable) -> list[int]:
+    """Ids that end, there and then, what sounds in a moment."""
+    onsets = sorted((onset, pitch) for pitch, onset in moment.mask.onsets.items())
+    return [table.off_ids[pitch] for _, pitch in onsets]
 
 
 def encode_piece(bundle: Bundle, performance: Performance) -> list[int]:

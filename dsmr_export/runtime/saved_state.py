@@ -138,12 +138,6 @@ def mask_at(bundle: Bundle, state: Mapping[str, Any]) -> Paced:
     return mask
 
 
-def is_state(path: Path) -> bool:
-    """Whether a file begins as a saved state does. Raises ``OSError``."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
