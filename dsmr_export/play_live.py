@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,10 @@ class Session:
         self.input: InputPort | None = None
         self._said = said
         try:
-            record = self.recording.add if self.recording is not None else lambda moment, by, event: None
-            self.live = Live(self.memory, job.settings, self.output.send, time.monotonic, record)
+            record = (
+                {} if self.recording is None else {"heard": self.recording.add, "pedal": self.recording.pedal}
+            )
+            self.live = Live(self.memory, job.settings, self.output.send, time.monotonic, **record)
             for name, value in {**self._extra.get("controls", {}), **job.controls}.items():
                 self.live.controls.set(name, value)
             self.live.on_action = self._later
@@ -193,6 +197,7 @@ class Session:
 
     def _keep(self) -> None:
         """At the end: what sounds ends, and what was asked for is saved."""
+        self.live.close()  # at once, whatever inference is doing
         if self.threads.stopping.is_set():
             return
         self.act("pause")
@@ -307,8 +312,9 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
     if prompt:
         table = bundle.event_table
         ids = ids_to_let_go(memory.snapshot()[0], table) + prompt_ids(prompt, table)
+        hear = memory.begin if state is None else memory.hear
         with stages("tokens") as progress:
-            memory.hear(ids, lambda fed: progress("hearing", fed, len(ids)))
+            hear(ids, lambda fed: progress("hearing", fed, len(ids)))
     return memory, {} if state is None else dict(state.extra)
 
 
@@ -391,15 +397,18 @@ def _logging(job: LiveJob, said: deque[str]) -> Iterator[None]:
     if not (job.view and live_view.is_possible()):
         handlers.append(logging.StreamHandler())
         handlers[-1].setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    # Through a queue: a terminal that takes nothing must not hold up the thread that plays.
+    waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    writer, door = QueueListener(waiting, *handlers), QueueHandler(waiting)
     before = log.level, log.propagate
     log.setLevel(job.log_level.upper())
     log.propagate = False
-    for handler in handlers:
-        log.addHandler(handler)
+    log.addHandler(door)
+    writer.start()
     try:
         yield
     finally:
+        log.removeHandler(door)
+        writer.stop()
         log.setLevel(before[0])
         log.propagate = before[1]
-        for handler in handlers:
-            log.removeHandler(handler)

@@ -65,3 +65,33 @@ def test_a_key_that_was_never_seen_to_come_up_ends_where_its_port_was_lost(tmp_p
     assert sorted(m.note for m in written) == sorted(event.pitch for event in ons)
     with pytest.raises(OutputError):
         recording.save(tmp_path / "no" / "such" / "folder.mid", RANGE, 10)
+
+
+def test_the_pedal_holds_the_players_notes_and_no_others() -> None:
+    recording = Recording()
+    for moment, by, kind, pitch in (
+        (7.1, PLAYER, "on", 60),
+        (7.2, PLAYER, "off", 60),
+        (7.3, MODEL, "on", 64),
+        (7.4, MODEL, "off", 64),
+    ):
+        recording.add(moment, by, KeyEvent(0, kind, pitch, 50))  # type: ignore[arg-type]
+    recording.pedal(7.0, 127)
+    recording.pedal(8.0, 0)
+    assert recording.performance(RANGE, 10) == [Note(10, 100, 60, 50), Note(30, 40, 64, 50)]
+
+
+def test_a_session_records_its_pedal(tmp_path: Path) -> None:
+    made = session(make_bundle(tmp_path / "tiny"), "continue")
+    recording = Recording()
+    made.live._heard, made.live._heard_pedal = recording.add, recording.pedal
+    made.run(
+        2,
+        [
+            (0.0, wire.control(0, 64, 127)),
+            (0.1, wire.note_on(0, 60, 50)),
+            (0.2, wire.note_off(0, 60)),
+            (0.7, wire.control(0, 64, 0)),
+        ],
+    )
+    assert recording.performance((60, 71), 10)[0] == Note(10, 70, 60, 50)

@@ -1,4 +1,4 @@
-"""The memory of an instrument: whatever was planned, cut off and taken back, it holds what sounded and no more.
+"""The memory of an instrument: whatever was planned, cut off, taken back, it holds what sounded, no more.
 
 The reference is a stream that is fed, token by token, what `events.Encoder` makes of the events in one go.
 """
@@ -49,7 +49,7 @@ def assert_same_state(memory: Memory, stream: Stream) -> None:
 
 
 class Session:
-    """Drives a memory as the live engine does, from a random source: plans, plays what is due, gets disturbed."""
+    """Drives a memory as the live engine does: plans, plays what is due, is disturbed at random."""
 
     def __init__(self, bundle: Bundle, seed: int, undo_s: float = 0.0) -> None:
         self.memory = Memory(bundle, Sampling(), seed, undo_s=undo_s, undo_every_s=0.3)

@@ -168,15 +168,12 @@ class Memory:
 
     # What sounds. What it returns: False if it was not what was planned, so that the plan is forgotten.
 
-    def begin(self) -> None:
-        """A new piece: forget everything but the random generator."""
+    def begin(self, ids: Sequence[int] = (), progress: Callable[[int], None] | None = None) -> None:
+        """A new piece: forget everything but the random generator, then hear BOS and a prompt, as `hear`."""
         self._clear_plan()
-        self._anchors.clear()
-        self._history.clear()
         self.stream.reset()
         self._mask.reset()
-        self._feed([self.bundle.manifest.special.bos])
-        self._go_on({})
+        self.hear([self.bundle.manifest.special.bos, *ids], progress)
 
     def hear(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
         """Tokens [S] of a prompt, in segments; time goes on from its end. `progress` gets the count fed."""

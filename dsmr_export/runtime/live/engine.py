@@ -58,7 +58,8 @@ log = logging.getLogger("dsmr")
 class Live:
     """One session on one memory. See the module for who may call what.
 
-    heard: called with every event, as it sounded, by PLAYER or MODEL: (moment, by, event); for recordings.
+    heard: called with every event, as it sounded, by PLAYER or MODEL: (moment, by, event); pedal:
+    with every move of the player's sustain pedal: (moment, value); for recordings.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Live:
         send: Send,
         now: Callable[[], float],
         heard: Callable[[float, int, KeyEvent], object] = lambda moment, by, event: None,
+        pedal: Callable[[float, int], object] = lambda moment, value: None,
     ) -> None:
         self.memory, self.settings = memory, settings
         self.clock = MusicClock(memory.table.step_ms)
@@ -83,7 +85,7 @@ class Live:
         self.phase: Phase = "listening"
         self.on_action: Callable[[str], object] = lambda name: None
         """Told of actions that are not the memory's own: save."""
-        self._now, self._heard = now, heard
+        self._now, self._heard, self._heard_pedal = now, heard, pedal
         self._began = now()
         self._asked = False  # the player played something that no answer was given to
         self._fresh = memory.position <= 1  # time begins with the first note
@@ -199,12 +201,14 @@ class Live:
             self._heard(moment, PLAYER, KeyEvent(frame, "off", item.number, 0))
             return memory.note_off(frame, item.number, item.channel)
         if item.kind == "pedal":
+            self._heard_pedal(moment, item.value)
             return memory.pedal(frame, item.value, item.channel)
         if item.kind == "all_off":
             if self.settings.thru and item.channel == self.settings.channel:
                 self.playback.cut(self._now())  # the synthesizer has silenced the model too
             return memory.all_off(frame, item.channel)
         if item.kind == "lost":
+            self._heard_pedal(moment, 0)
             return memory.release(frame, PLAYER)
         self.controls.turn(item.name, item.value)
         self._stale = True
@@ -396,7 +400,7 @@ class Live:
         now, memory = self._now(), self.memory
         position = memory.position
         if now - self._rate_since >= 1.0:
-            self._rate = (position - self._fed_from) / (now - self._rate_since)
+            self._rate = max(position - self._fed_from, 0) / (now - self._rate_since)  # undo goes back
             self._fed_from, self._rate_since = position, now
         queued = self.playback.queued
         coming = [(self.clock.seconds(e.frame), e.pitch, e.velocity, MODEL) for e in queued if e.kind == "on"]
