@@ -92,10 +92,9 @@ class Session:
         self.input: InputPort | None = None
         self._said = said
         try:
-            record = (
-                {} if self.recording is None else {"heard": self.recording.add, "pedal": self.recording.pedal}
-            )
-            self.live = Live(self.memory, job.settings, self.output.send, time.monotonic, **record)
+            self.live = Live(self.memory, job.settings, self.output.send, time.monotonic)
+            if self.recording is not None:
+                self.live.heard, self.live.heard_pedal = self.recording.add, self.recording.pedal
             for name, value in {**self._extra.get("controls", {}), **job.controls}.items():
                 self.live.controls.set(name, value)
             self.live.on_action = self._later

@@ -34,19 +34,15 @@ class Simulation:
         self.sounded: list[tuple[float, int, KeyEvent]] = []
         self.committed: list[KeyEvent] = []
         self.memory = memory
+        self.live = Live(memory, settings, sink or self._keep, lambda: self.now)
         if sink is None:
             memory.committed = self.committed.append
-            self.live = Live(
-                memory,
-                settings,
-                lambda message: self.sent.append((self.now, message)),
-                lambda: self.now,
-                lambda moment, by, event: self.sounded.append((moment, by, event)),
-            )
-        else:
-            self.live = Live(memory, settings, sink, lambda: self.now)
+            self.live.heard = lambda moment, by, event: self.sounded.append((moment, by, event))
         self._cost = cost
         self._sleeps_until = self._work_at = self.now
+
+    def _keep(self, message: bytes) -> None:
+        self.sent.append((self.now, message))
 
     def run(self, seconds: float, inputs: Iterable[tuple[float, bytes]] = ()) -> None:
         """So many seconds; inputs are (seconds from now, bytes), in order."""

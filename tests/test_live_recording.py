@@ -84,7 +84,7 @@ def test_the_pedal_holds_the_players_notes_and_no_others() -> None:
 def test_a_session_records_its_pedal(tmp_path: Path) -> None:
     made = session(make_bundle(tmp_path / "tiny"), "continue")
     recording = Recording()
-    made.live._heard, made.live._heard_pedal = recording.add, recording.pedal
+    made.live.heard, made.live.heard_pedal = recording.add, recording.pedal
     made.run(
         2,
         [

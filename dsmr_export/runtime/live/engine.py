@@ -56,11 +56,7 @@ log = logging.getLogger("dsmr")
 
 
 class Live:
-    """One session on one memory. See the module for who may call what.
-
-    heard: called with every event, as it sounded, by PLAYER or MODEL: (moment, by, event); pedal:
-    with every move of the player's sustain pedal: (moment, value); for recordings.
-    """
+    """One session on one memory. See the module for who may call what."""
 
     def __init__(
         self,
@@ -68,8 +64,6 @@ class Live:
         settings: LiveSettings,
         send: Send,
         now: Callable[[], float],
-        heard: Callable[[float, int, KeyEvent], object] = lambda moment, by, event: None,
-        pedal: Callable[[float, int], object] = lambda moment, value: None,
     ) -> None:
         self.memory, self.settings = memory, settings
         self.clock = MusicClock(memory.table.step_ms)
@@ -85,7 +79,11 @@ class Live:
         self.phase: Phase = "listening"
         self.on_action: Callable[[str], object] = lambda name: None
         """Told of actions that are not the memory's own: save."""
-        self._now, self._heard, self._heard_pedal = now, heard, pedal
+        self._now = now
+        self.heard: Callable[[float, int, KeyEvent], object] = lambda moment, by, event: None
+        """Called with every event as it sounded, by PLAYER or MODEL: for recordings. Set before it begins."""
+        self.heard_pedal: Callable[[float, int], object] = lambda moment, value: None
+        """Called with every move of the player's sustain pedal."""
         self._began = now()
         self._asked = False  # the player played something that no answer was given to
         self._fresh = memory.position <= 1  # time begins with the first note
@@ -192,23 +190,23 @@ class Live:
         if item.kind == "on":
             self._asked = True
             self._roll.append((moment, item.number, item.value, PLAYER))
-            self._heard(moment, PLAYER, KeyEvent(frame, "on", item.number, item.value))
+            self.heard(moment, PLAYER, KeyEvent(frame, "on", item.number, item.value))
             if moment < oldest:
                 self.input.left_out["flood"] += 1
                 return True
             return memory.note_on(frame, item.number, item.value, item.channel)
         if item.kind == "off":
-            self._heard(moment, PLAYER, KeyEvent(frame, "off", item.number, 0))
+            self.heard(moment, PLAYER, KeyEvent(frame, "off", item.number, 0))
             return memory.note_off(frame, item.number, item.channel)
         if item.kind == "pedal":
-            self._heard_pedal(moment, item.value)
+            self.heard_pedal(moment, item.value)
             return memory.pedal(frame, item.value, item.channel)
         if item.kind == "all_off":
             if self.settings.thru and item.channel == self.settings.channel:
                 self.playback.cut(self._now())  # the synthesizer has silenced the model too
             return memory.all_off(frame, item.channel)
         if item.kind == "lost":
-            self._heard_pedal(moment, 0)
+            self.heard_pedal(moment, 0)
             return memory.release(frame, PLAYER)
         self.controls.turn(item.name, item.value)
         self._stale = True
@@ -216,7 +214,7 @@ class Live:
 
     def _remember(self, moment: float, event: KeyEvent) -> bool:
         """What the model played is heard like anything else."""
-        self._heard(moment, MODEL, event)
+        self.heard(moment, MODEL, event)
         if event.kind == "off":
             return self.memory.note_off(event.frame, event.pitch, by=MODEL)
         self._roll.append((moment, event.pitch, event.velocity, MODEL))
