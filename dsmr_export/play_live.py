@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
@@ -301,9 +302,8 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
     graph = job.graph
     if state is not None:  # its own; by no name where that is this machine's choice, safer options and all
         graph = None if state.graph == bundle.default_graph else state.graph
-    memory = Memory(
-        bundle, job.sampling, job.seed or 0, graph, job.threads, job.pace, undo_s=job.settings.undo_s
-    )
+    threads = job.threads or min(bundle.threads, max((os.cpu_count() or 1) - 1, 1))  # a core is for audio
+    memory = Memory(bundle, job.sampling, job.seed or 0, graph, threads, job.pace, undo_s=job.settings.undo_s)
     if state is not None:
         memory.restore(state.moment, state.extra.get("player", ()))
         if seed is not None:
