@@ -130,7 +130,7 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
     opened = open_bundle(bundle)
     prompt, state = play_files.read_prompt_of(opened, job.prompt), play_files.loaded(opened, job)
     play_files.check_outputs(opened, job)
-    autosave = _autosave_file(live)
+    autosave = _autosave_file(live, opened.identity)
     say_graph(opened, job.graph if state is None else state.graph)
     given = {"temperature": job.sampling.temperature, "top-p": job.sampling.top_p, "density": live["density"]}
     play_live.run(
@@ -165,7 +165,7 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
     )
 
 
-def _autosave_file(live: dict[str, Any]) -> Path | None:
+def _autosave_file(live: dict[str, Any], identity: str) -> Path | None:
     """Where it saves by itself, None where it does not. Raises ``OutputError`` where it could not."""
     from platformdirs import user_state_path
 
@@ -175,7 +175,7 @@ def _autosave_file(live: dict[str, Any]) -> Path | None:
     if live["autosave"] is None:
         return None
     if path is None:
-        path = user_state_path("dsmr-export") / "autosave.dsmr"
+        path = user_state_path("dsmr-export") / f"autosave-{identity[:12]}.dsmr"  # a bundle's own
         with suppress(OSError):  # then there is no folder
             path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.is_dir():

@@ -46,6 +46,7 @@ def status(socket: Path | None, as_json: bool, words: tuple[str, ...]) -> None:
       reset              forget everything
       save NAME          keep the memory in the bank
       load NAME          go on from there
+      bank, delete NAME  what the bank has; take one out
       set CONTROL VALUE  turn one of the controls
       quit               end it
 

@@ -130,6 +130,10 @@ class Session:
             return self.keeper.save_as(rest.strip() or time.strftime("%Y-%m-%d-%H%M%S"))
         if word == "load":
             return self.keeper.load(rest.strip())
+        if word == "bank":
+            return self.keeper.names()
+        if word == "delete":
+            return self.keeper.delete(rest.strip())
         if word in ("pause", "panic"):  # at once, whatever inference is doing
             self.live.playback.cut(time.monotonic())
             if word == "panic":

@@ -41,7 +41,7 @@ def closed(simulation: Simulation) -> None:
     assert silent(simulation)
 
 
-COMMANDS = "pause, resume, panic, undo, undo-bar, reset, set, save, load"
+COMMANDS = "pause, resume, panic, undo, undo-bar, reset, set, save, load, bank, delete"
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ def test_a_session_answers_stops_and_ends_in_silence(
         assert not [m for moment, m in player.heard if moment > quiet_from + 0.05 and m[0] == 0x91]
         assert ask(tmp_path / "sock", "save the theme") == {"ok": True, "said": "saved as the theme"}
         assert (tmp_path / "bank" / "the%20theme.dsmr").exists()
+        assert ask(tmp_path / "sock", "save another")["ok"] and ask(tmp_path / "sock", "delete another")["ok"]
+        assert ask(tmp_path / "sock", "bank") == {"ok": True, "said": "the theme"}
         until(lambda: len(player.ons(1)) >= 6, "a second answer")
         out, _ = end(process, kind)
     until(lambda: not stuck(list(player.heard)), "silence")

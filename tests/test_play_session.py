@@ -232,10 +232,10 @@ def test_nohup_is_nohup(handlers: None) -> None:
 
 def test_the_usual_place_of_an_autosave_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    file = cli_play._autosave_file({"autosave": 1.0, "autosave_file": None})
-    assert file is not None and file.name == "autosave.dsmr"
+    file = cli_play._autosave_file({"autosave": 1.0, "autosave_file": None}, "0123456789abcdef")
+    assert file is not None and file.name == "autosave-0123456789ab.dsmr"
     assert file.parent.is_dir() and file.is_relative_to(tmp_path)
-    assert cli_play._autosave_file({"autosave": None, "autosave_file": None}) is None
+    assert cli_play._autosave_file({"autosave": None, "autosave_file": None}, "0123456789abcdef") is None
 
 
 @pytest.mark.parametrize(

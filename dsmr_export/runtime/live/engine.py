@@ -316,7 +316,9 @@ class Live:
             return "saving"
         if word not in known:
             said, words = word or "nothing", ", ".join(known)
-            raise DsmrError(f"{said}: there is no such command{nearest(word, known)}; {words}, save, load")
+            raise DsmrError(
+                f"{said}: there is no such command{nearest(word, known)}; {words}, save, load, bank, delete"
+            )
         if word == "set":
             if len(rest) != 2:
                 raise DsmrError("set: give a control and a value, as in `set temperature 0.9`")

@@ -29,7 +29,7 @@ class Keeper:
     ) -> None:
         self._threads, self._bank = threads, bank
         self._autosave, self._every_s = autosave, every_s
-        self._position = -1
+        self._saved: object = None
         self._saved_at: float | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,6 +55,19 @@ class Keeper:
         """Into the bank. Raises ``StateError``, ``OutputError``; says what was saved."""
         self._known_bank().save(name, self._state(name))
         return f"saved as {name}"
+
+    def names(self) -> str:
+        """What the bank has, and what in it cannot be loaded. Raises ``StateError``."""
+        entries = self._known_bank().entries()
+        said = [
+            entry.name if entry.problem is None else f"{entry.name} ({entry.problem})" for entry in entries
+        ]
+        return ", ".join(said) or "no states yet"
+
+    def delete(self, name: str) -> str:
+        """From the bank. Raises ``StateError``; says what is gone."""
+        self._known_bank().delete(name)
+        return f"{name} is deleted"
 
     def load(self, name: str) -> str:
         """From the bank. Raises ``StateError``, ``BundleError``; says what was loaded."""
@@ -88,9 +101,12 @@ class Keeper:
         assert self._autosave is not None
         try:
             state = self._state(AUTOSAVE)
-            if state.moment.stream.position != self._position:
+            stream = state.moment.stream
+            # The logits too: after an undo, other music may have come to the same position.
+            now = stream.position, stream.logits.tobytes(), state.extra
+            if now != self._saved:
                 saved_state.write(self._autosave, state)
-                self._position = state.moment.stream.position
+                self._saved = now
             self._saved_at = time.monotonic()
         except OutputError as error:  # a full disk ends no concert
             log.warning("%s", error)
