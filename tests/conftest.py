@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """Under nohup, or in the background of a script, signals that tests send would be ignored, here and by
+    every process that is started from here."""
+    defaults = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {kind: signal.getsignal(kind) for kind in defaults}
+    for kind, handler in defaults.items():
+        if before[kind] is signal.SIG_IGN:
+            signal.signal(kind, handler)
+    yield
+    for kind, known in before.items():
+        signal.signal(kind, known)
 
 
 @pytest.fixture(scope="session")
