@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsmr_export import live_options
+from dsmr_export.errors import BundleError
 from dsmr_export.options import (
     PATH,
     STATE,
@@ -108,6 +109,8 @@ def play(
     from dsmr_export import play_files
     from dsmr_export.runtime.performer import SAMPLING
 
+    if bundle is not None and bundle.is_file():
+        raise BundleError(f"{bundle} is a file and no bundle; to continue a MIDI file give --prompt {bundle}")
     live = {name: options.pop(name) for name in live_options.NAMES}
     is_live = bool(live["midi_in"] or live["midi_out"] or live["virtual"])
     if is_live:
@@ -131,6 +134,7 @@ def _play_live(bundle: Path | None, job: play_files.Job, live: dict[str, Any]) -
     prompt, state = play_files.read_prompt_of(opened, job.prompt), play_files.loaded(opened, job)
     play_files.check_outputs(opened, job)
     autosave = _autosave_file(live, opened.identity)
+    play_live.check_ports(live["midi_in"], live["midi_out"])
     say_graph(opened, job.graph if state is None else state.graph)
     given = {"temperature": job.sampling.temperature, "top-p": job.sampling.top_p, "density": live["density"]}
     play_live.run(

@@ -93,7 +93,7 @@ def _table(found: Mapping[str, Any]) -> Table:
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(what, how it is); what there is nothing to say about has no row."""
-    yield found["mode"], f"{found['phase']}, for {_duration(found['uptime_s'])}"
+    yield found["mode"], f"{found['phase']}, up {_duration(found['uptime_s'])}"
     yield (
         "model",
         f"{found['graph']}, {found['position']:,} tokens read, {found['tokens_per_s']:,.0f} a second",

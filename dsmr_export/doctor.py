@@ -348,7 +348,7 @@ def _sequencer() -> Iterator[Finding]:
     usable = there and os.access(SEQUENCER, os.R_OK | os.W_OK)
     facts = {"exists": there, "usable": usable}
     if not there:
-        text = f"{SEQUENCER} does not exist: no MIDI ports"
+        text = f"{SEQUENCER} does not exist: no ALSA ports"
         yield Finding("midi", "sequencer", MISSING, text, "sudo modprobe snd-seq", facts)
     elif not usable:
         text, fix = f"{SEQUENCER} may not be opened by this user", 'sudo usermod -aG audio "$USER"'

@@ -20,7 +20,8 @@ from dsmr_export.errors import DsmrError
 if TYPE_CHECKING:
     from dsmr_export.runtime.live.status import Status
 
-WORDS = {"p": "panic", "u": "undo 8", "b": "undo-bar", "r": "reset", "q": "quit"}
+WORDS = {"p": "panic", "u": "undo 8", "b": "undo-bar", "R": "reset", "q": "quit"}
+"""R takes a shift: what it forgets cannot be taken back."""
 TURNS = {
     "+": ("temperature", 0.05),
     "=": ("temperature", 0.05),  # the same key without shift
@@ -109,7 +110,7 @@ class Keys:
             name, step = TURNS[key]
             now = self._status().controls.get(name)
             return None if now is None else f"set {name} {round(now + step, 4):g}"
-        return WORDS.get(key.lower())
+        return WORDS.get(key, WORDS.get(key.lower()))
 
 
 def _descriptor(terminal: TextIO) -> int | None:

@@ -38,10 +38,10 @@ KEYS = (
     "s save",
     "+ − temperature",
     "[ ] density",
-    "r reset",
+    "R reset",
     "q quit",
 )
-KEYS_SHORT = ("space pause", "u undo", "b bar", "p panic", "s save", "+ − [ ]", "r reset", "q quit")
+KEYS_SHORT = ("space pause", "u undo", "b bar", "p panic", "s save", "+ − [ ]", "R reset", "q quit")
 PHASES = {"listening": "cyan", "answering": "yellow", "playing": "yellow", "paused": "red"}
 
 

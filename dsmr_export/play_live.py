@@ -87,7 +87,6 @@ class Session:
         self.bundle, self.job = bundle, job
         self.ended = threading.Event()
         self.recording = Recording() if job.save is not None else None
-        _check_ports(job)  # before a prompt is read for minutes
         self.memory, self._extra = _memory(bundle, job)
         self.output = OutputPort(None if job.virtual else job.midi_out, "dsmr out" if job.virtual else None)
         self.input: InputPort | None = None
@@ -208,9 +207,10 @@ class Session:
         self.keeper.close()
         if self.job.save_state is not None:
             if in_bank(self.job.bank, self.job.save_state):
-                self.keeper.save_as(self.job.save_state)
+                log.info("%s", self.keeper.save_as(self.job.save_state))
             else:
-                self.keeper.save(Path(self.job.save_state))
+                path = self.keeper.save(Path(self.job.save_state))
+                log.info("%s: the state after %s tokens", path, f"{self.memory.position:,}")
 
     def result(self) -> dict[str, Any]:
         """What it came to."""
@@ -321,13 +321,13 @@ def _memory(bundle: Bundle, job: LiveJob) -> tuple[Memory, dict[str, Any]]:
     return memory, {} if state is None else dict(state.extra)
 
 
-def _check_ports(job: LiveJob) -> None:
-    """Raises ``PortError`` where there are no ports, or none of these names."""
+def check_ports(midi_in: str | None, midi_out: str | None) -> None:
+    """Before a graph is loaded. Raises ``PortError`` where there are no ports, or none of these names."""
     there = list_ports()
-    if job.midi_in is not None:
-        find_port(job.midi_in, there.inputs, "input")
-    if job.midi_out is not None:
-        find_port(job.midi_out, there.outputs, "output")
+    if midi_in is not None:
+        find_port(midi_in, there.inputs, "input")
+    if midi_out is not None:
+        find_port(midi_out, there.outputs, "output")
 
 
 def _read_state(path: Path, bundle: Bundle, graph: str | None) -> SavedState:
@@ -399,7 +399,8 @@ def _logging(job: LiveJob, said: deque[str]) -> Iterator[None]:
     handlers: list[logging.Handler] = [Lines()]
     if not (job.view and live_view.is_possible()):
         handlers.append(logging.StreamHandler())
-        handlers[-1].setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "  # the journal has its own
+        handlers[-1].setFormatter(logging.Formatter(clock + "%(levelname)s %(message)s", "%H:%M:%S"))
     # Through a queue: a terminal that takes nothing must not hold up the thread that plays.
     waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     writer, door = QueueListener(waiting, *handlers), QueueHandler(waiting)

@@ -313,7 +313,7 @@ def test_no_sequencer(healthy: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[
     midi = examine(None)["midi"]
     assert midi["sequencer"] == {
         "mark": doctor.MISSING,
-        "text": "/nowhere/seq does not exist: no MIDI ports",
+        "text": "/nowhere/seq does not exist: no ALSA ports",
         "fix": "sudo modprobe snd-seq",
         "exists": False,
         "usable": False,
@@ -390,7 +390,7 @@ def test_command_prints_sections_marks_and_fixes(healthy: pytest.MonkeyPatch, ti
     lines = result.stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == list(doctor.SECTIONS.values())
     assert "  ok       features: asimd, asimddp" in lines
-    at = lines.index("  missing  sequencer: /nowhere/seq does not exist: no MIDI ports")
+    at = lines.index("  missing  sequencer: /nowhere/seq does not exist: no ALSA ports")
     assert lines[at + 1] == "           fix: sudo modprobe snd-seq"
 
 

@@ -149,8 +149,8 @@ def pieces(count: int) -> list[Performance]:
     return [read_midi(piece.read(), name=piece.name) for piece in corpus.pieces(None, "test", count)]
 
 
-def test_a_quarter_of_an_hour(tmp_path: Path) -> None:
-    perform(make_bundle(tmp_path / "tiny"), pieces(3), 0.25, fold=True)
+def test_some_minutes(tmp_path: Path) -> None:
+    perform(make_bundle(tmp_path / "tiny"), pieces(3), 0.12, fold=True)
 
 
 @pytest.mark.slow

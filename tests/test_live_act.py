@@ -41,7 +41,7 @@ def closed(simulation: Simulation) -> None:
     assert silent(simulation)
 
 
-COMMANDS = "pause, resume, panic, undo, undo-bar, reset, set, save, load, bank, delete"
+COMMANDS = "pause, resume, panic, undo, undo-bar, reset, set, save, load, bank, delete, quit"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ COMMANDS = "pause, resume, panic, undo, undo-bar, reset, set, save, load, bank, 
         ("pose", f"pose: there is no such command (did you mean pause?); {COMMANDS}"),
         ("set", "set: give a control and a value, as in `set temperature 0.9`"),
         ("set temperature", "set: give a control and a value, as in `set temperature 0.9`"),
-        ("set temperature hot", "set hot: 'hot' is not a number"),
+        ("set temperature hot", "set temperature hot: 'hot' is not a number"),
         (
             "set temprature 1",
             "set temprature: there is no such control (did you mean temperature?); "

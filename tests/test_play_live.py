@@ -137,7 +137,7 @@ def end(process: subprocess.Popen[str], kind: signal.Signals = signal.SIGTERM) -
     return out, err
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])  # SIGHUP: tests/test_play_session.py
 def test_a_session_answers_stops_and_ends_in_silence(
     player: Player, tmp_path: Path, kind: signal.Signals
 ) -> None:
@@ -315,6 +315,11 @@ def test_fluidsynth_makes_sound_of_it(midi: JackServer | None, tmp_path: Path) -
         (["--midi-in", "x"], 2, "--midi-in alone would not be heard"),
         (["--midi-out", "x"], 2, "--mode continue listens: give --midi-in"),
         (["--virtual", "--midi-out", "x"], 2, "--virtual makes ports of its own"),
+        (
+            ["play.mid", "--save", "x.mid"],
+            1,
+            "is a file and no bundle; to continue a MIDI file give --prompt",
+        ),
         (["--virtual", "--events"], 2, "--events is for files"),
         (["--virtual", "--variations", "2"], 2, "--variations is for files"),
         (["--virtual", "--autosave", "0"], 2, "--autosave: give seconds"),
@@ -332,6 +337,7 @@ def test_fluidsynth_makes_sound_of_it(midi: JackServer | None, tmp_path: Path) -
 def test_refusals(
     midi: JackServer | None, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
+    (tmp_path / "play.mid").write_bytes(b"MThd")
     run = subprocess.run([*DSMR, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == code and run.stdout == "" and "Traceback" not in run.stderr
     assert message in run.stderr.splitlines()[-1], run.stderr

@@ -379,7 +379,7 @@ def test_the_table_says_all_of_it(server: StatusServer, path: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in (
         "duet",
-        "playing, for 1 h 2 min",
+        "playing, up 1 h 2 min",
         "123,456 tokens read",
         "1,234 heard, 2,345 played; left out: 3 outside the pitches",
         "0.4 ms (median), 2.1 (99 %), 11.9 (most) of 2,034",
@@ -398,7 +398,7 @@ def test_the_table_says_all_of_it(server: StatusServer, path: Path) -> None:
 def test_a_session_that_has_only_begun(path: Path) -> None:
     with StatusServer(path, lambda: NEW, act):
         result = dsmr_status("--socket", path)
-    assert result.exit_code == 0 and "listening, for 0 s" in result.stdout and "None" not in result.stdout
+    assert result.exit_code == 0 and "listening, up 0 s" in result.stdout and "None" not in result.stdout
 
 
 def test_json_is_one_line(server: StatusServer, path: Path) -> None:

@@ -54,10 +54,6 @@ BUNDLES: dict[str, dict[str, Any]] = {
 Command = list[str | Path]
 
 
-def case(cpu: str, bundle: str, slow: bool = True) -> Any:
-    return pytest.param(cpu, bundle, marks=pytest.mark.slow if slow else (), id=f"{cpu}-{bundle}")
-
-
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A bundle of the bundled checkpoint by name, exported when it is first asked for."""
@@ -99,14 +95,15 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cpu", "name"),
     [
-        case("cortex-a76", "plain", slow=False),
-        case("cortex-a53", "plain"),
-        case("cortex-a53", "portable"),
-        case("cortex-a72", "int8-state"),
-        case("cortex-a76", "dot-products"),
+        ("cortex-a76", "plain"),
+        ("cortex-a53", "plain"),
+        ("cortex-a53", "portable"),
+        ("cortex-a72", "int8-state"),
+        ("cortex-a76", "dot-products"),
     ],
 )
 def test_golden_vectors_and_a_held_out_piece(

@@ -315,16 +315,14 @@ class Live:
             self.on_action(line)
             return "saving"
         if word not in known:
-            said, words = word or "nothing", ", ".join(known)
-            raise DsmrError(
-                f"{said}: there is no such command{nearest(word, known)}; {words}, save, load, bank, delete"
-            )
+            said, words = word or "nothing", ", ".join((*known, "save", "load", "bank", "delete", "quit"))
+            raise DsmrError(f"{said}: there is no such command{nearest(word, known)}; {words}")
         if word == "set":
             if len(rest) != 2:
                 raise DsmrError("set: give a control and a value, as in `set temperature 0.9`")
-            self.controls.set(rest[0], _number("set", rest[1]))
+            self.controls.set(rest[0], _number(f"set {rest[0]}", rest[1]))
             self._stale = True
-            return f"{rest[0]} {_number('set', rest[1]):g}"
+            return f"{rest[0]} {float(rest[1]):g}"
         if word == "pause":
             self._stop(now, "paused")
             return "paused"

@@ -107,7 +107,7 @@ class Playback:
             for pitch, began in list(self._began.items()):
                 if now >= began + self._max_note_s:
                     self.cut_short += 1
-                    log.info("a note of pitch %d sounded for %g s and was ended", pitch, self._max_note_s)
+                    log.debug("a note of pitch %d sounded for %g s and was ended", pitch, self._max_note_s)
                     self._end(pitch, now, self._clock.frame(now))
             moments = [began + self._max_note_s for began in self._began.values()]
             if self._queue:

@@ -106,7 +106,7 @@ class StatusServer:
                 if self._listener in ready:
                     self._accept()
             for client in self._clients:
-                client.close()
+                client.finish()  # whoever said quit is told so
 
     def _wait(self) -> list[Any]:
         """What can be read from or written to, after a second at most."""
@@ -151,6 +151,13 @@ class _Client:
     def close(self) -> None:
         self._connection.close()
         self.closed = True
+
+    def finish(self) -> None:
+        """Sends what is still to be sent, if it is taken at once, and ends."""
+        with contextlib.suppress(OSError):
+            self._connection.settimeout(0.5)
+            self._connection.sendall(self.answer)
+        self.close()
 
     def go_on(self, answer: Callable[[str], dict[str, Any]]) -> None:
         """Reads or writes as much as there is now."""
