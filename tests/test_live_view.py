@@ -304,7 +304,7 @@ def test_keys_that_depend(terminal: Terminal) -> None:
 
 def test_a_refusal_is_said_and_the_next_key_works(terminal: Terminal) -> None:
     with terminal.keys():
-        terminal.press(b"r")
+        terminal.press(b"R")
         terminal.press(b"p")
     assert terminal.said == ["not now", "did panic"]
 
