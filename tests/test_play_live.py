@@ -199,7 +199,9 @@ def test_a_port_that_is_lost_and_comes_back(player: Player, tmp_path: Path) -> N
         until(lambda: "(lost)" not in ask(tmp_path / "sock")["ports"]["in"], "the return")
         until(lambda: (player.press(62), 62 in player.ons())[1], "a note after it")
         assert ask(tmp_path / "sock")["position"] > before, "the memory is kept"
-        _, err = end(process)
+        assert ask(tmp_path / "sock", "quit") == {"ok": True, "said": "ending"}
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
     assert "is gone; waiting for it" in err and "is back" in err
 
 
