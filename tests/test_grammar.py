@@ -24,7 +24,7 @@ PAD, BOS, EOS = 0, 1, 2
 
 
 def grammar(allow_eos: bool = False) -> Grammar:
-    return Grammar(TABLE, RULES, allow_eos)
+    return Grammar(TABLE, RULES, allow_eos, ordered=True)
 
 
 def walk(rules: Grammar, seed: int, count: int) -> list[int]:

@@ -145,7 +145,7 @@ def test_alone_it_plays_what_a_performer_plays(bundle: Bundle) -> None:
     session.queue = session.memory.plan(6, 0)
     for _ in range(1000):
         session.tick(True, 0.0)
-    performer = Performer(bundle, Sampling(), 9)
+    performer = Performer(bundle, Sampling(), 9, ordered=True)
     performer.begin()
     decoder, events = Decoder(bundle.event_table), []
     for token in performer.play():

@@ -53,7 +53,7 @@ def goes_on(bundle: Bundle, autosave: Path, reference: list[int]) -> int:
 
 
 def run(bundle: Bundle, folder: Path, cuts: int) -> None:
-    performer, rng = Performer(bundle, Sampling(), 5, "fp32"), random.Random(3)
+    performer, rng = Performer(bundle, Sampling(), 5, "fp32", ordered=True), random.Random(3)
     performer.begin()
     reference = list(islice(performer.play(), 20_000))
     autosave, before = folder / "autosave.dsmr", 1

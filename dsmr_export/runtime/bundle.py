@@ -194,9 +194,9 @@ class Bundle:
         """What each id means as MIDI. Raises BundleError for a table that cannot say every performance."""
         return EventTable.from_entry(self.manifest.events)
 
-    def grammar(self, allow_eos: bool = False) -> Grammar:
+    def grammar(self, allow_eos: bool = False, ordered: bool = False) -> Grammar:
         """A fresh grammar: the mask that `Stream.generate` takes, advanced by the caller over what it fed."""
-        return Grammar(self.event_table, self.manifest.grammar, allow_eos)
+        return Grammar(self.event_table, self.manifest.grammar, allow_eos, ordered)
 
     @cached_property
     def golden(self) -> Golden:

@@ -35,12 +35,15 @@ class Grammar:
     """The state of the rules after some ids. ``allowed`` is a boolean [V], at least one True, valid until
     ``advance``.
 
+    ``ordered``: whether that rule, if there is one, holds (who plays ahead of itself needs it).
     ``allow_eos``: whether EOS may come (a device that plays on for ever does without). ``advance`` takes any
     id, also one that the rules forbid (a foreign prompt), and agrees with ``Decoder`` about what sounds then.
     Raises ``BundleError`` for rules that are incomplete or could end with no id allowed.
     """
 
-    def __init__(self, table: EventTable, rules: Mapping[str, Any], allow_eos: bool = False) -> None:
+    def __init__(
+        self, table: EventTable, rules: Mapping[str, Any], allow_eos: bool = False, ordered: bool = False
+    ) -> None:
         self.table = table
         self.rules = rules
         self.allow_eos = allow_eos
@@ -48,7 +51,7 @@ class Grammar:
         self._frame = 0
         self._pending: int | None = None
         self._last = _START
-        self._ordered = bool(rules.get("ordered"))
+        self.ordered = ordered and bool(rules.get("ordered"))
         self._order = _Order(table)
         self._eos = table.special_id("eos") if allow_eos else None
         self._follow = _follow_masks(table, rules, self._eos)
@@ -107,7 +110,7 @@ class Grammar:
         self._pending = int(value) if kind == "on" else None
         self._last = kind
         np.logical_and(self._follow[kind], self._possible, out=self._allowed)
-        if self._ordered:
+        if self.ordered:
             if kind == "velocity" and struck is not None:
                 self._allowed[self._order.on_ids_up_to(struck)] = False
             elif kind == "off":

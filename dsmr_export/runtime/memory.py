@@ -96,7 +96,7 @@ class Memory:
         """Called with every event that became certain, in token order."""
         self.broken = 0
         """How many plans were forgotten because something else sounded."""
-        self._mask = Paced(bundle.grammar(allow_eos=False))
+        self._mask = Paced(bundle.grammar(ordered=True))
         self._rng = np.random.default_rng(seed)
         self._recorder = Recorder(self.table.pitch_range)
         self._undo_frames = self.frames(undo_s)

@@ -83,13 +83,15 @@ class Paced:
 
     def copy(self) -> Paced:
         """Another one at the same point."""
-        twin = Paced.__new__(Paced)
+        twin = Paced(self._grammar)
         twin.become(self)
         return twin
 
     def become(self, other: Paced) -> None:
-        """Go to the point of another one, which is left as it is."""
+        """Go to the point of another one, which is left as it is; whether order matters stays one's own."""
+        ordered = self._grammar.ordered
         self._grammar, self._shifts, self._here = other._grammar.copy(), other._shifts, other._here
+        self._grammar.ordered = ordered
 
     def state(self) -> dict[str, Any]:
         """Where it is, as plain JSON: what a saved state keeps."""
@@ -129,13 +131,14 @@ class Performer:
         graph: str | None = None,
         threads: int | None = None,
         pace: float | None = None,
+        ordered: bool = False,
     ) -> None:
         self._rng = _seeded(seed)
         self._bias = pace_bias(bundle.event_table, own_pace(bundle) if pace is None else pace)
         self.bundle = bundle
         self.sampling = sampling
         self.stream = Stream(bundle, graph, threads)
-        self._mask = Paced(bundle.grammar(allow_eos=False))
+        self._mask = Paced(bundle.grammar(ordered=ordered))
         self._segment = min(PROMPT_SEGMENT, bundle.graph(graph).stream.max_segment)
 
     def begin(self, ids: Sequence[int] = (), progress: Callable[[int], None] | None = None) -> None:
