@@ -25,7 +25,8 @@ from dsmr_export.errors import DsmrError
 from dsmr_export.runtime.live import midi_api
 from dsmr_export.runtime.live.ports import InputPort, OutputPort, list_ports
 from dsmr_export.runtime.live.status_socket import ask
-from dsmr_export.runtime.midi import read_midi
+from dsmr_export.runtime.midi import read_midi, write_midi
+from dsmr_export.runtime.performance import Note
 from tests.jack import JackServer, jack_server
 from tests.simulation import stuck
 
@@ -209,13 +210,16 @@ def test_a_prompt_played_on_from_a_file(player: Player, tmp_path: Path) -> None:
     """Everything from a TOML file; `loop` ends by itself after --seconds, and hears nobody."""
     player.offer()
     (tmp_path / "play.toml").write_text(
-        f'midi-out = "synth {os.getpid()}"\nmode = "loop"\nseconds = 2.5\nprogram = 5\ncc = ["density=23"]\n'
+        f'midi-out = "synth {os.getpid()}"\nmode = "loop"\nseconds = 4\nprogram = 5\ncc = ["density=23"]\n'
+        'prompt = "song.mid"\nseed = 3\n'
     )
+    write_midi([Note(20 * i, 20 * i + 18, 60 + 2 * (i % 5), 70) for i in range(24)], tmp_path / "song.mid")
     command = [*DSMR, "--config", "play.toml", "--json"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     until(lambda: not stuck(list(player.heard)), "silence")
-    assert json.loads(run.stdout)["played_notes"] == len(player.ons()) > 0
+    # A busy machine may lose a period of JACK's, and what came in it.
+    assert 0 < len(player.ons()) <= json.loads(run.stdout)["played_notes"]
     assert b"\xc0\x05" in [message for _, message in player.heard]
 
 
