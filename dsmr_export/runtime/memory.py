@@ -33,6 +33,7 @@ from dsmr_export.runtime.performer import (
     Paced,
     own_pace,
     pace_bias,
+    seeded,
 )
 from dsmr_export.runtime.sampling import Sampling, sample
 from dsmr_export.runtime.stream import Stream
@@ -86,8 +87,7 @@ class Memory:
         undo_s: float = 0.0,
         undo_every_s: float = 5.0,
     ) -> None:
-        if seed < 0:
-            raise DsmrError(f"seed is {seed}: give a whole number, 0 or more")
+        self._rng = seeded(seed)
         self.bundle = bundle
         self.table = bundle.event_table
         self.sampling = sampling
@@ -97,7 +97,6 @@ class Memory:
         self.broken = 0
         """How many plans were forgotten because something else sounded."""
         self._mask = Paced(bundle.grammar(ordered=True))
-        self._rng = np.random.default_rng(seed)
         self._recorder = Recorder(self.table.pitch_range)
         self._undo_frames = self.frames(undo_s)
         self._undo_every = max(self.frames(undo_every_s), 1)
@@ -178,12 +177,7 @@ class Memory:
     def hear(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
         """Tokens [S] of a prompt, in segments; time goes on from its end. `progress` gets the count fed."""
         self.forget_plan()
-        self._anchors.clear()
-        self._history.clear()
-        for start in range(0, len(ids), PROMPT_SEGMENT):
-            self._feed_segment(ids[start : start + PROMPT_SEGMENT])
-            if progress is not None:
-                progress(min(start + PROMPT_SEGMENT, len(ids)))
+        self._feed_segments(ids, progress)
         self._go_on(dict.fromkeys(self._mask.onsets, MODEL))
 
     def note_on(self, frame: int, pitch: int, velocity: int, channel: int = 0, by: int = PLAYER) -> bool:
@@ -249,8 +243,7 @@ class Memory:
         if len(ids) <= STEPPED_TOKENS:
             self._feed(ids)
         else:
-            for start in range(0, len(ids), PROMPT_SEGMENT):
-                self._feed_segment(ids[start : start + PROMPT_SEGMENT])
+            self._feed_segments(ids)
         for token, frame in tokens:
             self._remember(token, frame)
 
@@ -267,14 +260,20 @@ class Memory:
             self.stream.step(token)
             self._mask.advance(token)
 
-    def _feed_segment(self, ids: Sequence[int]) -> None:
-        self.stream.feed(ids)
-        for token in ids:
-            self._mask.advance(token)
+    def _feed_segments(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
+        for start in range(0, len(ids), PROMPT_SEGMENT):
+            segment = ids[start : start + PROMPT_SEGMENT]
+            self.stream.feed(segment)
+            for token in segment:
+                self._mask.advance(token)
+            if progress is not None:
+                progress(start + len(segment))
 
     def _go_on(self, owners: Mapping[int, int]) -> None:
         """The present is where the state is; the notes that sound in it belong to `owners`."""
         frame, onsets = self._mask.frame, self._mask.onsets
+        self._anchors.clear()  # they were of another past
+        self._history.clear()
         self._encoder = Encoder(self.table, frame)
         self._recorder.resume(frame, onsets, owners)
         self.last_event = frame
@@ -425,8 +424,6 @@ class Memory:
         self.forget_plan()
         self._back_to(moment)
         self._rng.bit_generator.state = moment.rng
-        self._anchors.clear()
-        self._history.clear()
         self._go_on({pitch: PLAYER if pitch in player else MODEL for pitch in self._mask.onsets})
         if player:
             self.release(self.frame + 1, PLAYER)
@@ -434,7 +431,7 @@ class Memory:
 
     def reseed(self, seed: int) -> None:
         """Another random generator, for what is planned from now on."""
-        self._rng = np.random.default_rng(seed)
+        self._rng = seeded(seed)
 
 
 def _channel(channel: int, by: int) -> int:

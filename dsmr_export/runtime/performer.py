@@ -113,7 +113,7 @@ class Moment:
 
     def with_seed(self, seed: int) -> Moment:
         """The same memory with another random generator. Raises ``DsmrError`` for a seed below 0."""
-        return replace(self, rng=_seeded(seed).bit_generator.state)
+        return replace(self, rng=seeded(seed).bit_generator.state)
 
 
 class Performer:
@@ -133,7 +133,7 @@ class Performer:
         pace: float | None = None,
         ordered: bool = False,
     ) -> None:
-        self._rng = _seeded(seed)
+        self._rng = seeded(seed)
         self._bias = pace_bias(bundle.event_table, own_pace(bundle) if pace is None else pace)
         self.bundle = bundle
         self.sampling = sampling
@@ -197,7 +197,7 @@ def pace_bias(table: EventTable, pace: float) -> NDArray[np.float32]:
     return bias
 
 
-def _seeded(seed: int) -> np.random.Generator:
+def seeded(seed: int) -> np.random.Generator:
     if seed < 0:
         raise DsmrError(f"seed is {seed}: give a whole number, 0 or more")
     return np.random.default_rng(seed)

@@ -5,7 +5,6 @@ Runs on the thread that MIDI input calls back on; the model hears what is put in
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -24,8 +23,6 @@ CLOCKS_PER_BAR = 96
 
 CLOCK_GONE_S = 1.0
 """A MIDI clock that was silent for so long has stopped: its slowest beats are closer (30 a minute: 83 ms)."""
-
-log = logging.getLogger("dsmr")
 
 
 class Heard(NamedTuple):
