@@ -198,6 +198,7 @@ def pace_bias(table: EventTable, pace: float) -> NDArray[np.float32]:
 
 
 def seeded(seed: int) -> np.random.Generator:
+    """The random generator of a seed. Raises ``DsmrError`` for one below 0."""
     if seed < 0:
         raise DsmrError(f"seed is {seed}: give a whole number, 0 or more")
     return np.random.default_rng(seed)
