@@ -49,15 +49,48 @@ def probabilities(
 
     At least one token is allowed (the grammar's promise). Ties at the edge of top-k are all kept.
     """
-    x = logits.astype(np.float64)
-    if allowed is not None:
-        x[~allowed] = -np.inf
-    x -= x.max()
+    ids, possible = _possible(logits, allowed)
+    p = np.zeros(len(logits))
     if sampling.temperature == 0:
-        p = np.zeros_like(x)
-        p[x.argmax()] = 1.0
-        return p
-    p = np.exp(x / sampling.temperature)
+        p[ids[possible.argmax()]] = 1.0
+    else:
+        p[ids] = _weights(possible, sampling)
+    return p / p.sum()
+
+
+def sample(
+    logits: NDArray[np.float32], sampling: Sampling, rng: Generator, allowed: NDArray[np.bool_] | None = None
+) -> int:
+    """One token id from logits [V] under a boolean mask [V]; draws once, or never at temperature 0."""
+    ids, possible = _possible(logits, allowed)
+    if sampling.temperature == 0:
+        return int(ids[possible.argmax()])
+    mass = _weights(possible, sampling).cumsum()
+    # Strictly above the draw: a token of probability zero is never chosen, not even by a draw of exactly 0.
+    return int(ids[mass.searchsorted(rng.random() * mass[-1], side="right")])
+
+
+# What costs here is calls, not arithmetic: an array of a few hundred numbers takes about as long as an empty
+# one. So the ids that are not allowed are left out first, and numpy's methods are used, not its functions.
+
+
+def _possible(
+    logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The ids that are allowed [A], ascending, and their logits [A]."""
+    if allowed is None:
+        return np.arange(len(logits)), logits
+    ids = allowed.nonzero()[0]
+    return ids, logits.take(ids)
+
+
+def _weights(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
+    """Probabilities before they are made to add up to 1, the largest of them 1: float64, as the logits."""
+    x = logits.astype(np.float64)
+    x -= x.max()
+    if sampling.temperature != 1:
+        x /= sampling.temperature
+    p: NDArray[np.float64] = np.exp(x, out=x)
     if 0 < sampling.top_k < len(p):
         edge = np.partition(p, len(p) - sampling.top_k)[len(p) - sampling.top_k]
         p[p < edge] = 0.0
@@ -65,24 +98,19 @@ def probabilities(
         _keep_nucleus(p, sampling.top_p)
     if sampling.min_p > 0.0:
         p[p < sampling.min_p * p.max()] = 0.0
-    p /= p.sum()
     return p
 
 
 def _keep_nucleus(p: NDArray[np.float64], top_p: float) -> None:
-    """Keeps, in place, the smallest set of tokens whose mass reaches top_p (Holtzman et al. 2020)."""
-    order = np.argsort(-p, kind="stable")
-    mass = np.cumsum(p[order])
-    kept = int(np.searchsorted(mass, top_p * mass[-1])) + 1
-    p[order[kept:]] = 0.0
-
-
-def sample(
-    logits: NDArray[np.float32], sampling: Sampling, rng: Generator, allowed: NDArray[np.bool_] | None = None
-) -> int:
-    """One token id from logits [V] under a boolean mask [V]; draws once, or never at temperature 0."""
-    if sampling.temperature == 0:
-        return int(logits.argmax() if allowed is None else np.where(allowed, logits, -np.inf).argmax())
-    mass = np.cumsum(probabilities(logits, sampling, allowed))
-    # Strictly above the draw: a token of probability zero is never chosen, not even by a draw of exactly 0.
-    return int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
+    """Keeps, in place, the smallest set of tokens whose mass reaches top_p (Holtzman et al. 2020); of equal
+    ones at its edge those with the lower ids."""
+    falling = p.copy()
+    falling.sort()
+    falling = falling[::-1]
+    mass = falling.cumsum()
+    last = int(mass.searchsorted(top_p * mass[-1]))
+    edge = falling[last]
+    p[p < edge] = 0.0
+    if last + 1 < len(p) and falling[last + 1] == edge:
+        equal = (p == edge).nonzero()[0]
+        p[equal[last + 1 - np.count_nonzero(p > edge) :]] = 0.0

@@ -44,6 +44,9 @@ class Count:
     kinds: Mapping[str, int]
 
 
+SAMPLED = 200
+"""Tokens over which sampling is averaged: how many notes sound, and so what is allowed, differs."""
+
 Counts = dict[str, dict[str, dict[str, Count]]]
 """By model, processor and recipe."""
 
@@ -54,6 +57,12 @@ def measure(
     """Fresh counts of graphs in a folder of models.write."""
     run = arm.run(cpu, HERE / "guest_count.py", folder, str(STEPS), *recipes, count=True, timeout_s=timeout_s)
     return {found["name"]: Count(found["instructions"], found["kinds"]) for found in run.results}
+
+
+def measure_sampling(arm: Emulator, cpu: str) -> int:
+    """Instructions of a played token besides its graph's step, with the bundled model's vocabulary."""
+    run = arm.run(cpu, HERE / "guest_sampling.py", str(SAMPLED), count=True)
+    return int(run.results[0]["sampling"])
 
 
 def refused(cpu: str, recipe: str) -> bool:
@@ -72,7 +81,13 @@ def read() -> Counts:
     }
 
 
-def write(counts: Counts, packages: Iterable[str]) -> None:
+def read_sampling() -> dict[str, int]:
+    """By processor."""
+    kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    return dict(kept.get("sampling", {}))
+
+
+def write(counts: Counts, sampling: Mapping[str, int], packages: Iterable[str]) -> None:
     """In the order of models, processors and recipes, so that a change shows as one."""
     ordered: dict[str, Any] = {
         model: {
@@ -90,7 +105,9 @@ def write(counts: Counts, packages: Iterable[str]) -> None:
     }
     versions = {name: version for name, version in sorted(package.split("==") for package in packages)}
     about = {name: versions[name] for name in ("numpy", "onnxruntime")}
-    text = json.dumps({"made_by": COMMAND, "versions": about, "counts": ordered}, indent=1)
+    text = json.dumps(
+        {"made_by": COMMAND, "versions": about, "sampling": sampling, "counts": ordered}, indent=1
+    )
     FILE.write_text(text + "\n", encoding="utf-8")
 
 
@@ -118,7 +135,7 @@ def _choice(names: Iterable[str]) -> Any:
 @click.option("--cpu", "processors", **_choice(CPUS))
 @click.option("--recipe", "recipes", **_choice(models.RECIPES))
 def main(keep: bool, chosen: Sequence[str], processors: Sequence[str], recipes: Sequence[str]) -> None:
-    counts = read()
+    counts, sampling = read(), read_sampling()
     with tempfile.TemporaryDirectory(prefix="dsmr-count-") as name:
         folder = Path(name)
         try:
@@ -127,6 +144,9 @@ def main(keep: bool, chosen: Sequence[str], processors: Sequence[str], recipes: 
                 raise emulator.Unavailable("gcc is missing; install it and set DSMR_ARM_FORCE=1")
         except (emulator.Unavailable, emulator.EmulatorError) as error:
             sys.exit(f"instructions cannot be counted here: {error}")
+        for cpu in processors:
+            click.echo(f"counting sampling on {cpu}", err=True)
+            sampling[cpu] = measure_sampling(arm, cpu)
         for model in chosen:
             click.echo(f"{model}: making the graphs", err=True)
             graphs = models.write(folder / model, model, recipes)
@@ -136,8 +156,10 @@ def main(keep: bool, chosen: Sequence[str], processors: Sequence[str], recipes: 
                 counts.setdefault(model, {}).setdefault(cpu, {}).update(fresh)
     for line in table(counts):
         click.echo(line)
+    for cpu, count in sampling.items():
+        click.echo(f"{'':8} {cpu:11} {'mask, pace, sampling':24} {count / 1e6:8.3f}")
     if keep:
-        write(counts, (arm.folder / "packages.txt").read_text().split())
+        write(counts, sampling, (arm.folder / "packages.txt").read_text().split())
         click.echo(f"written: {FILE}", err=True)
 
 

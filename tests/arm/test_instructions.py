@@ -65,6 +65,23 @@ def test_kept_counts_hold(
     assert not problems, f"{model} on {cpu}: {'; '.join(problems)}. If that is meant: {COMMAND}"
 
 
+def test_sampling_takes_what_it_took(arm: Emulator) -> None:
+    """Python and numpy: their instructions depend on addresses and hashes a little, so twice the gate."""
+    if not arm.counts:
+        pytest.skip("there was no gcc for the instruction counter when the emulation was set up")
+    cpu = "cortex-a72"
+    kept, fresh = count.read_sampling()[cpu], count.measure_sampling(arm, cpu)
+    assert abs(fresh / kept - 1) <= 2 * GATE, f"{kept:,} instructions are now {fresh:,}: {COMMAND}"
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_sampling_is_a_small_part_of_a_played_token(cpu: str) -> None:
+    """By the kept counts: a twentieth of what the 25 M model's int8 step takes."""
+    step = count.read()[MODEL][cpu]["int8-dynamic"]
+    outside = count.read_sampling()[cpu] + step.kinds["host"]
+    assert outside <= 0.05 * (step.instructions + count.read_sampling()[cpu])
+
+
 def differences(name: str, kept: Count | None, fresh: Count) -> list[str]:
     """Where a count is off by more than the gate: the total by 2 %, a kind by 2 % of the total."""
     if kept is None:
