@@ -47,6 +47,7 @@ class Grammar:
         self.table = table
         self.rules = rules
         self.allow_eos = allow_eos
+        self._meaning, self._beginning = _meaning(table)
         self._onsets: dict[int, int] = {}  # of the sounding notes: pitch to frame
         self._frame = 0
         self._pending: int | None = None
@@ -91,35 +92,38 @@ class Grammar:
 
     def advance(self, token: int) -> None:
         """Take note that ``token`` came. BOS and EOS begin anew; PAD and ids out of range change nothing."""
-        if not 0 <= token < len(self.table):
+        if not 0 <= token < len(self._meaning):
             return
-        kind, value = self.table.kinds[token], self.table.values[token]
+        kind, value = self._meaning[token]
         if kind == "special":
-            if value in ("bos", "eos"):
+            if token in self._beginning:
                 self.reset()
             return
         onset, struck = 0, self._pending
-        if kind == "velocity":
-            if struck is not None:
-                self._set(struck, True)
+        self._pending = None
+        if kind == "shift":
+            self._frame += value
+        elif kind == "on":
+            self._pending = value
         elif kind == "off":
-            onset = self._onsets.get(int(value), self._frame)
-            self._set(int(value), False)
-        elif kind == "shift":
-            self._frame += int(value)
-        self._pending = int(value) if kind == "on" else None
+            onset = self._onsets.get(value, self._frame)
+            self._set(value, False)
+        elif struck is not None:  # the velocity of a note-on
+            self._set(struck, True)
         self._last = kind
         np.logical_and(self._follow[kind], self._possible, out=self._allowed)
         if self.ordered:
-            if kind == "velocity" and struck is not None:
-                self._allowed[self._order.on_ids_up_to(struck)] = False
-            elif kind == "off":
-                key = onset, int(value)
-                for pitch, began in self._onsets.items():
-                    if (began, pitch) < key:
-                        self._allowed[self.table.off_ids[pitch]] = False
-            elif kind == "shift" and int(value) < self.table.longest_shift:
-                self._allowed[self._order.shift_ids] = False
+            self._keep_order(kind, value, onset, struck)
+
+    def _keep_order(self, kind: str, value: int, onset: int, struck: int | None) -> None:
+        if kind == "velocity" and struck is not None:
+            self._allowed[self._order.on_ids_up_to(struck)] = False
+        elif kind == "off":
+            for pitch, began in self._onsets.items():
+                if (began, pitch) < (onset, value):
+                    self._allowed[self.table.off_ids[pitch]] = False
+        elif kind == "shift" and value < self.table.longest_shift:
+            self._allowed[self._order.shift_ids] = False
 
     def copy(self) -> Grammar:
         """Another grammar at the same point; the tables are shared."""
@@ -194,6 +198,16 @@ class _Order:
     def on_ids_up_to(self, pitch: int) -> NDArray[np.intp]:
         """Ids of the note-ons of ``pitch`` and all below."""
         return self._on_ids[: self._place[pitch] + 1]
+
+
+def _meaning(table: EventTable) -> tuple[list[tuple[str, int]], set[int]]:
+    """Kind and value of each id (0 for special ones), and the ids with which all begins anew."""
+    meaning = [
+        (kind, 0 if kind == "special" else int(value))
+        for kind, value in zip(table.kinds, table.values, strict=True)
+    ]
+    beginning = (table.special_id(name) for name in ("bos", "eos"))
+    return meaning, {token for token in beginning if token is not None}
 
 
 def _follow_masks(

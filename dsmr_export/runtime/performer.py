@@ -49,7 +49,7 @@ class Paced:
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
-        self._shifts = np.array([kind == "shift" for kind in grammar.table.kinds], dtype=np.bool_)
+        self._is_shift = tuple(kind == "shift" for kind in grammar.table.kinds)
         self._here = 0  # tokens since the last shift
 
     @property
@@ -58,7 +58,7 @@ class Paced:
         allowed = self._grammar.allowed
         if self._here < MAX_FRAME_TOKENS:
             return allowed
-        only = allowed & self._shifts
+        only = allowed & np.array(self._is_shift)
         return only if only.any() else allowed  # a note-on still waits for its velocity
 
     @property
@@ -74,7 +74,7 @@ class Paced:
     def advance(self, token: int) -> None:
         """Take note that ``token`` came."""
         self._grammar.advance(token)
-        self._here = 0 if self._shifts[token] else self._here + 1
+        self._here = 0 if self._is_shift[token] else self._here + 1
 
     def reset(self) -> None:
         """As before the first id."""
@@ -90,7 +90,8 @@ class Paced:
     def become(self, other: Paced) -> None:
         """Go to the point of another one, which is left as it is; whether order matters stays one's own."""
         ordered = self._grammar.ordered
-        self._grammar, self._shifts, self._here = other._grammar.copy(), other._shifts, other._here
+        self._grammar, self._here = other._grammar.copy(), other._here
+        self._is_shift = other._is_shift
         self._grammar.ordered = ordered
 
     def state(self) -> dict[str, Any]:

@@ -22,29 +22,52 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding
 
 
+STEP_ROWS = 32
+"""Positions whose angles are computed together for single steps."""
+
+
 class RopeTable:
     """cos and sin of the rotary angles, float32 [rows, D/2]; row r belongs to the segment's r-th token.
 
     angle = position * rope_base^(-2j/D), from float64: at position 1e9 the angle is still right to 1e-7.
+    Rows from `step_rows` on are for single steps: a row for each of the next positions.
     """
 
-    def __init__(self, rows: int, head_dim: int, rope_base: float) -> None:
+    def __init__(self, rows: int, head_dim: int, rope_base: float, step_rows: int = 0) -> None:
         self.cos = np.zeros((rows, head_dim // 2), np.float32)
         self.sin = np.zeros((rows, head_dim // 2), np.float32)
         self._frequency = float(rope_base) ** (-2.0 * np.arange(head_dim // 2) / head_dim)
         self._angle = np.empty(head_dim // 2)
         self._first = (self.cos[0], self.sin[0])
+        self._step_rows = step_rows
+        self._ahead = min(STEP_ROWS, rows - step_rows)
+        self._block: int | None = None
 
     def fill(self, position: int, count: int) -> None:
         """Rows 0 ... count-1 become the angles of the absolute positions position ... position+count-1."""
-        angle = np.multiply.outer(np.arange(position, position + count, dtype=np.float64), self._frequency)
-        np.cos(angle, out=self.cos[:count])
-        np.sin(angle, out=self.sin[:count])
+        self._fill(0, position, count)
 
     def fill_one(self, position: int) -> None:
         np.multiply(self._frequency, float(position), out=self._angle)
         np.cos(self._angle, out=self._first[0])
         np.sin(self._angle, out=self._first[1])
+
+    def step_row(self, position: int) -> int:
+        """The row that has the angles of `position`, among those for single steps.
+
+        The same positions are always computed together, so that the angles of one depend on nothing else.
+        """
+        block, row = divmod(position, self._ahead)
+        if block != self._block:
+            self._fill(self._step_rows, block * self._ahead, self._ahead)
+            self._block = block
+        return self._step_rows + row
+
+    def _fill(self, row: int, position: int, count: int) -> None:
+        positions = np.arange(position, position + count, dtype=np.float64)
+        angle = np.multiply.outer(positions, self._frequency)
+        np.cos(angle, out=self.cos[row : row + count])
+        np.sin(angle, out=self.sin[row : row + count])
 
 
 class Runner:
@@ -55,7 +78,7 @@ class Runner:
     recurrent state."""
 
     def __init__(
-        self, session: InferenceSession, entry: GraphEntry, model: ModelShape, rope_rows: int
+        self, session: InferenceSession, entry: GraphEntry, model: ModelShape, rope: RopeTable
     ) -> None:
         self._session = session
         self._entry = entry
@@ -72,7 +95,7 @@ class Runner:
         self.logits: NDArray[np.float32] = self._step_logits[0, 0]
         self._logits: NDArray[np.float32] | None = None
         self._vocab_size = model.vocab_size
-        self._rope = RopeTable(rope_rows, model.head_dim, model.rope_base)
+        self._rope = rope
 
     def _new_state(self) -> dict[str, NDArray[np.generic]]:
         return {t.input: np.zeros(t.shape, np.dtype(t.dtype)) for t in self._entry.state}
@@ -102,7 +125,9 @@ class FusedRunner(Runner):
     """GroupQueryAttention with window caches: one copy of the state, past and present the same memory."""
 
     def __init__(self, session: InferenceSession, entry: GraphEntry, model: ModelShape) -> None:
-        super().__init__(session, entry, model, entry.stream.rope_rows)
+        rule = entry.stream
+        rope = RopeTable(rule.rope_rows, model.head_dim, model.rope_base, rule.max_segment)
+        super().__init__(session, entry, model, rope)
         self._advance = entry.stream.advance
         self._seqlens_k = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
@@ -114,8 +139,9 @@ class FusedRunner(Runner):
             "rope_sin": self._ortvalue(self._rope.sin),
         }
         self._shared = {name: self._ortvalue(array) for name, array in self.state.items()}
+        self._step_row = np.zeros((1, 1), np.int64)
         self._one = self._bind()
-        self._bind_segment(self._one, self._step_ids, self._rows[:, :1], self._step_logits)
+        self._bind_segment(self._one, self._step_ids, self._step_row, self._step_logits)
         self._many: IOBinding | None = None
         self._bound_size = 0
 
@@ -160,7 +186,7 @@ class FusedRunner(Runner):
         self._step_ids[0, 0] = token
         self._seqlens_k[0] = total - 1
         self._total[()] = total
-        self._rope.fill_one(position)
+        self._step_row[0, 0] = self._rope.step_row(position)
         self._session.run_with_iobinding(self._one)
         self.count = total
 
@@ -169,7 +195,8 @@ class PortableRunner(Runner):
     """Plain ONNX: the graph returns a new state, so two copies take turns as past and present."""
 
     def __init__(self, session: InferenceSession, entry: GraphEntry, model: ModelShape) -> None:
-        super().__init__(session, entry, model, entry.stream.max_segment)
+        rope = RopeTable(entry.stream.max_segment, model.head_dim, model.rope_base)
+        super().__init__(session, entry, model, rope)
         self._spare = self._new_state()
         self._saturation = max(tensor.shape[2] for tensor in entry.state)
         self._past_length = np.zeros((), np.int64)

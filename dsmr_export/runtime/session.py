@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dsmr_export.errors import GraphError
 from dsmr_export.manifest import GraphEntry, SessionEntry
 from dsmr_export.runtime.cpu import require_64_bit
+from dsmr_export.runtime.pages import large_pages
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -63,12 +64,14 @@ def open_session(
     name: str = "",
     setup: SessionEntry | None = None,
     safe: bool = False,
+    profile: str | None = None,
 ) -> InferenceSession:
     """A CPU session for the graph at `path` with `threads` intra-op threads.
 
     setup: the manifest's options and environment. The environment is the process's: a variable that the user
-    has set stays. safe: SAFE_OPTIONS. Raises GraphError when the graph needs a newer onnxruntime (naming both
-    versions) or cannot be loaded.
+    has set stays. safe: SAFE_OPTIONS. profile: onnxruntime writes the time of every node to a file whose path
+    begins so, at end_profiling; each node then takes longer. Raises GraphError when the graph needs a newer
+    onnxruntime (naming both versions) or cannot be loaded.
     """
     if threads < 1:
         raise GraphError(f"threads is {threads}: give 1 or more")
@@ -93,8 +96,12 @@ def open_session(
         options.add_session_config_entry(key, value)
     if safe:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with large_pages():
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         reason = " ".join(str(error).split())[:200]
         raise GraphError(

@@ -1,0 +1,89 @@
+"""Large pages: what the kernel says of this process, and nothing where it has none."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsmr_export.runtime import Bundle, Stream, pages
+
+MB = 1 << 20
+
+
+def on_large_pages() -> int:
+    """Bytes of this process's memory that lie on large pages."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search(r"AnonHugePages:\s+(\d+) kB", text)[1])  # type: ignore[index]
+
+
+@pytest.fixture
+def size() -> int:
+    size = pages.page_bytes()
+    if not size or "[always]" in (pages.SETTINGS / "enabled").read_text():
+        pytest.skip("this kernel has no large pages, or gives them unasked: nothing to see")
+    return size
+
+
+def taken(count: int) -> mmap.mmap:
+    """Memory of its own mapping, every small page touched."""
+    block = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, count, mmap.PAGESIZE):
+        block[start] = 1
+    return block
+
+
+def test_what_was_taken_in_between_is_on_large_pages(size: int) -> None:
+    before = on_large_pages()
+    with pages.large_pages():
+        block = taken(8 * size)
+    assert on_large_pages() - before >= 6 * size  # its ends need not lie on a border
+    assert block[0] == 1 and block[size] == 1
+
+
+def test_what_was_there_before_stays(size: int) -> None:
+    block = taken(8 * size)
+    before = on_large_pages()
+    with pages.large_pages():
+        pass
+    assert on_large_pages() - before < size
+    block.close()
+
+
+@pytest.mark.parametrize("how", ["switch", "never", "missing"])
+def test_where_they_are_not_wanted(
+    how: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "switch":
+        monkeypatch.setenv(pages.SWITCH, "0")
+    else:
+        monkeypatch.setattr(pages, "SETTINGS", tmp_path)
+    if how == "never":
+        (tmp_path / "enabled").write_text("always madvise [never]\n")
+        (tmp_path / "hpage_pmd_size").write_text(f"{size}\n")
+    before = on_large_pages()
+    with pages.large_pages():
+        taken(4 * size)
+    assert on_large_pages() - before < size
+
+
+def test_without_proc_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pages, "MAPS", tmp_path / "maps")
+    with pages.large_pages():
+        pass
+
+
+def test_what_fails_inside_is_passed_on() -> None:
+    with pytest.raises(ValueError, match="inside"), pages.large_pages():
+        raise ValueError("inside")
+
+
+def test_logits_do_not_depend_on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = Bundle.open().golden.input_ids[:100]
+    large = Stream(Bundle.open(), "int8").feed(ids)
+    monkeypatch.setenv(pages.SWITCH, "0")
+    small = Stream(Bundle.open(), "int8").feed(ids)
+    assert np.array_equal(large, small)
