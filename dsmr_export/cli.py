@@ -15,11 +15,13 @@ import click
 
 from dsmr_export import (
     __version__,
+    cli_bench,
     cli_device,
     cli_doctor,
     cli_play,
     cli_ports,
     cli_quantize,
+    cli_report,
     cli_status,
     cli_training,
 )
@@ -35,7 +37,7 @@ from dsmr_export.options import (
     reference_option,
     threads_option,
 )
-from dsmr_export.progress import counter, stages
+from dsmr_export.progress import counter
 from dsmr_export.terminal import Refusing, command_line, print_json, require, stderr, stdout
 
 if TYPE_CHECKING:
@@ -59,11 +61,13 @@ def main() -> None:
 main.add_command(cli_training.train)
 main.add_command(cli_training.evaluate)
 main.add_command(cli_training.study)
+main.add_command(cli_bench.bench)
 main.add_command(cli_device.targets)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_play.play)
 main.add_command(cli_ports.ports)
 main.add_command(cli_quantize.quantize)
+main.add_command(cli_report.report)
 main.add_command(cli_status.status)
 
 
@@ -254,35 +258,6 @@ def check(
     if not found["passed"]:
         failures = found.get("failures") or ["the golden vectors differ"]
         raise click.ClickException("not passed: " + "; ".join(failures))
-
-
-@main.command()
-@bundle_argument
-@reference_option
-@click.option("--steps", type=click.IntRange(1), help="Steps of each to time.")
-@threads_option
-@json_option
-def bench(
-    bundle: Path | None, checkpoint: Path | None, steps: int | None, threads: int | None, as_json: bool
-) -> None:
-    """Time one step of every graph, sampling included, beside PyTorch eager's own, in turns.
-
-    \b
-    Example:
-      dsmr bench dsmr-bundle --threads 1
-    """
-    from dsmr_export import bench as benchmark
-
-    with stages("steps") as advance:
-
-        def progress(done: int, total: int) -> None:
-            advance("timing", done, total)
-
-        result = benchmark.run(open_bundle(bundle), checkpoint, steps or benchmark.STEPS, threads, progress)
-    if as_json:
-        print_json(result)
-    else:
-        benchmark.render(result, stdout())
 
 
 @main.command()

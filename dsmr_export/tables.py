@@ -15,7 +15,7 @@ from dsmr_export.schedule import compact
 def parity_table(result: Mapping[str, Any], manifest: Manifest) -> Table:
     """One row per graph and way of feeding it: sizes, perplexity, and the distance from PyTorch."""
     title = f"{result['tokens']:,} tokens of {result['pieces']} pieces"
-    table = _table(
+    table = plain_table(
         "graph", "file", "state", "perplexity", "PyTorch", "change", "KL mean", "KL max", "top-1", title=title
     )
     for name, figures in result["graphs"].items():
@@ -28,7 +28,7 @@ def parity_table(result: Mapping[str, Any], manifest: Manifest) -> Table:
 
 def position_table(result: Mapping[str, Any]) -> Table:
     """Drift: the same figures by position in the piece."""
-    table = _table("graph", "position", "tokens", "perplexity", "change", "KL mean", "KL max", "top-1")
+    table = plain_table("graph", "position", "tokens", "perplexity", "change", "KL mean", "KL max", "top-1")
     for name, figures in result["graphs"].items():
         for row in figures["by_position"]:
             shown = _figures(row)
@@ -38,7 +38,7 @@ def position_table(result: Mapping[str, Any]) -> Table:
 
 
 def golden_table(results: Iterable[Any]) -> Table:
-    table = _table("graph", "positions", "max |logit difference|", "KL mean", "top-1", "golden vectors")
+    table = plain_table("graph", "positions", "max |logit difference|", "KL mean", "top-1", "golden vectors")
     for result in results:
         verdict = "pass" if result.passed else "FAIL"
         table.add_row(
@@ -56,7 +56,7 @@ def needs_table(rows: Sequence[tuple[Any, Any]], target: Any) -> Table:
     """(schedule, needs) one a row: what a bundle takes on its target, and how fast memory lets it be."""
     from dsmr_export import budget
 
-    table = _table(
+    table = plain_table(
         "schedule", "budget", "state", "memory", "read per token", "of it state", "tokens/s", "fits"
     )
     for index, (schedule, found) in enumerate(rows):
@@ -76,7 +76,7 @@ def needs_table(rows: Sequence[tuple[Any, Any]], target: Any) -> Table:
 
 def sensitivity_table(costs: Sequence[Any], tokens: int, most: int | None = None) -> Table:
     """What each matrix's quantization costs alone; `most`: only so many rows, the costliest."""
-    table = _table(
+    table = plain_table(
         "matrix", "level", "KL mean", "", "change", "saves", "SQNR", title=f"one at a time, {tokens:,} tokens"
     )
     table.columns[3].justify = "left"  # bars begin where they begin
@@ -97,7 +97,7 @@ def sensitivity_table(costs: Sequence[Any], tokens: int, most: int | None = None
 
 def graph_table(manifest: Manifest) -> Table:
     """What the bundle holds."""
-    table = _table(
+    table = plain_table(
         "graph", "file", "bytes", "state bytes", "operators", "opset", "needs onnxruntime", "default"
     )
     for name, entry in manifest.graphs.items():
@@ -136,7 +136,7 @@ def study_table(found: Mapping[str, Any]) -> Table:
     """What `model.study_report.collect` found, as much as fits: one row a schedule."""
     splits = found["splits"]
     title = f"{found['budget_bytes']:,} bytes of recurrent state, {seeds(found['seeds'])}"
-    table = _table(
+    table = plain_table(
         "schedule",
         "state",
         *(f"perplexity\n{split}" for split in splits),
@@ -184,7 +184,7 @@ def _overall_table(found: Mapping[str, Any]) -> Table:
         f"{schedule['name']}: {compact(schedule['horizons'])} = {schedule['budget_tokens']:,} tokens, "
         f"{size(found['state_bytes'])} of recurrent state"
     )
-    table = _table(
+    table = plain_table(
         "perplexity", "mean over pieces", "nats per token", "per note", "per second of music", title=title
     )
     keys = ("perplexity", "per_piece_mean", "nats_per_token", "nats_per_note", "nats_per_second")
@@ -193,7 +193,7 @@ def _overall_table(found: Mapping[str, Any]) -> Table:
 
 
 def _nll_table(found: Mapping[str, Any]) -> Table:
-    table = _table("position", "pieces", "tokens", "nats per token", "perplexity")
+    table = plain_table("position", "pieces", "tokens", "nats per token", "perplexity")
     for row in found["by_position"]:
         table.add_row(
             _span(row["from"], row["to"]),
@@ -208,7 +208,7 @@ def _nll_table(found: Mapping[str, Any]) -> Table:
 def _truncation_table(found: Mapping[str, Any]) -> Table:
     windows = sorted({row["window"] for row in found["truncation"]})
     title = f"the last {', '.join(f'{window:,}' for window in windows)} tokens of long pieces"
-    table = _table("history kept", "pieces", "nats per token", "whole history", "increase", title=title)
+    table = plain_table("history kept", "pieces", "nats per token", "whole history", "increase", title=title)
     for row in found["truncation"]:
         table.add_row(
             f"{row['retain']:,}",
@@ -224,7 +224,7 @@ def _reset_table(found: Mapping[str, Any]) -> Table:
     krcu = found["krcu"]
     pieces = f"{krcu['pieces']} piece{'' if krcu['pieces'] == 1 else 's'}"
     title = f"state reset after {krcu['reset_at']:,} tokens, {pieces}"
-    table = _table("position", "tokens", "increase in nats per token", title=title)
+    table = plain_table("position", "tokens", "increase in nats per token", title=title)
     for row in krcu["bins"]:
         table.add_row(_span(row["from"], row["to"]), f"{row['tokens']:,}", _change(row["increase"]))
     table.add_section()
@@ -268,7 +268,8 @@ def _span(start: int, stop: int | None) -> str:
     return f"{start:,} – " + ("…" if stop is None else f"{stop:,}")
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table of figures: the first column to the left, the others to the right, none of them wrapped."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)

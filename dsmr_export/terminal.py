@@ -45,7 +45,7 @@ def refusing() -> Iterator[None]:
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "miditok", "symusic"), "train"),
-    "matplotlib": "pictures",
+    **dict.fromkeys(("matplotlib", "jinja2"), "pictures"),
     **dict.fromkeys(("onnx", "onnxscript", "optimum"), "export"),
 }
 

@@ -10,15 +10,12 @@ a long piece, where a step costs most. Warm-up is apart.
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dsmr_export import bench
 from dsmr_export import schedule as schedules
+from dsmr_export.bench import system
+from dsmr_export.bench.process import LostError, Remote
 from dsmr_export.errors import DsmrError, TrainingError
 from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.config import ModelConfig
@@ -165,8 +163,8 @@ def report(
         **{name: getattr(config, name) for name in ("segment", "accumulate", "compile")},
         "device": device,
         "threads": torch.get_num_threads(),
-        "machine": bench.machine(),
-        "versions": bench.versions(),
+        "machine": system.machine(),
+        "versions": system.versions(),
     }
 
 
@@ -339,94 +337,82 @@ class _Contestant:
     """A process that trains one config, seen from outside; once it failed it takes no more turns."""
 
     def __init__(self, config: TrainConfig, device: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, far = context.Pipe()
+        self._remote = Remote(_Training, config, device, torch.get_num_threads())
         self.error: str | None = None
         self.facts: dict[str, Any] = {}
         self.speeds: list[float] = []
-        self._process = context.Process(
-            target=_serve, args=(far, config, device, torch.get_num_threads()), daemon=True
-        )
-        self._process.start()
-        far.close()
 
     def begin(self) -> None:
         """Waits until it has warmed up."""
-        self.facts |= self._receive()
+        self.facts |= self._try(lambda: self._remote.wait().ask("facts")) or {}
 
     def take_turn(self, steps: int) -> None:
-        answer = self._ask(steps)
-        if answer:
-            self.speeds.append(answer["tokens_per_s"])
-            self.facts["peak_flops"] = max(self.facts.get("peak_flops", 0.0), answer["peak_flops"])
+        if answer := self._try(lambda: self._remote.ask("turn", steps)):
+            speed, peak = answer
+            self.speeds.append(speed)
+            self.facts["peak_flops"] = max(self.facts.get("peak_flops", 0.0), peak)
 
     def end(self) -> None:
-        self.facts |= self._ask(0)
+        if peak := self._try(lambda: self._remote.ask("peak_bytes")):
+            self.facts["peak_bytes"] = peak
 
     def close(self) -> None:
-        self._connection.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._remote.close()
 
-    def _ask(self, steps: int) -> dict[str, Any]:
+    def _try(self, ask: Callable[[], Any]) -> Any:
+        """The answer, or None from one that failed, now or earlier."""
         if self.error is not None:
-            return {}
-        with suppress(OSError):  # it died: _receive says of what
-            self._connection.send(steps)
-        return self._receive()
-
-    def _receive(self) -> dict[str, Any]:
+            return None
         try:
-            answer: dict[str, Any] = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join(5)
-            code = self._process.exitcode
-            self.error = (
-                "killed by the system, most likely out of memory"
-                if code == -9
-                else f"its process ended with {code}"
-            )
-            return {}
-        if "error" in answer:
-            self.error = answer["error"]
-            return {}
-        return answer
+            return ask()
+        except DsmrError as error:
+            self.error = str(error)
+            return None
 
 
-def _serve(connection: Connection, config: TrainConfig, device: str, threads: int) -> None:
-    """The process: warms up, reports, then takes as many steps as it is told; 0 ends it."""
-    torch.set_num_threads(threads)
-    try:
-        chosen = torch.device(device)
-        base = _memory(chosen, peak=False)
-        steps = RandomSteps(config, chosen)
-        for _ in range(WARM_STEPS):
-            steps.step()
-        state = steps.state.nbytes
-        connection.send(
-            {
-                "precision": steps.precision,
-                "base_bytes": base,
-                "state_bytes": state // config.lanes,
-                "all_state_bytes": state,
-            }
-        )
-        while count := connection.recv():
-            began = time.perf_counter()
+class _Training:
+    """What lives in a contestant's process: a trainer that has warmed up."""
+
+    def __init__(self, config: TrainConfig, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._device, self._config = torch.device(device), config
+        self._base = _memory(self._device, peak=False)
+        with _saying_why():
+            self._steps = RandomSteps(config, self._device)
+            for _ in range(WARM_STEPS):
+                self._steps.step()
+
+    def facts(self) -> dict[str, Any]:
+        state = self._steps.state.nbytes
+        return {
+            "precision": self._steps.precision,
+            "base_bytes": self._base,
+            "state_bytes": state // self._config.lanes,
+            "all_state_bytes": state,
+        }
+
+    def turn(self, count: int) -> tuple[float, float]:
+        """Tokens per second of so many steps, and FLOP/s of a matrix product."""
+        began = time.perf_counter()
+        with _saying_why():
             for _ in range(count):
-                steps.step()  # ends with a figure of the host's, so nothing is still running on a GPU
-            took = time.perf_counter() - began
-            per_step = config.lanes * config.segment * config.accumulate
-            peak = _peak_flops(chosen, steps.precision)
-            connection.send({"tokens_per_s": count * per_step / took, "peak_flops": peak})
-        connection.send({"peak_bytes": _memory(chosen, peak=True)})
-    except EOFError:
-        pass  # nobody listens any more
-    except (DsmrError, RuntimeError, MemoryError) as error:
+                self._steps.step()  # ends with a figure of the host's, so nothing is still running on a GPU
+        took = time.perf_counter() - began
+        per_step = self._config.lanes * self._config.segment * self._config.accumulate
+        return count * per_step / took, _peak_flops(self._device, self._steps.precision)
+
+    def peak_bytes(self) -> int:
+        return _memory(self._device, peak=True)
+
+
+@contextmanager
+def _saying_why() -> Iterator[None]:
+    """What breaks a run down, as one line that says if it was memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
         text = first_line(error)
-        connection.send({"error": f"out of memory ({text})" if is_out_of_memory(error) else text})
+        raise LostError(f"out of memory ({text})" if is_out_of_memory(error) else text) from error
 
 
 class RandomSteps(Trainer):
@@ -460,22 +446,10 @@ def _like(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _memory(device: torch.device, peak: bool) -> int:
-    """Bytes that this process uses now, or has used at most.
-
-    VmHWM, not getrusage: the latter's peak starts with that of the process that started this one.
-    """
+    """Bytes that this process uses now, or has used at most."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
-    name = "VmHWM" if peak else "VmRSS"
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return 1024 * int(found[1])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return system.memory_bytes("VmHWM" if peak else "VmRSS")
 
 
 def _peak_flops(device: torch.device, precision: str) -> float:

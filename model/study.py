@@ -29,7 +29,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from dsmr_export import bench, corpus
+from dsmr_export import corpus
+from dsmr_export.bench import system
 from dsmr_export.errors import FailedRunError, StoppedError, TrainingError
 from dsmr_export.model import checkpoint, data, distributed, history, profile, run_folder
 from dsmr_export.model import tokenizer as tokens
@@ -200,7 +201,7 @@ def _read_profile(out: Path) -> dict[str, Any] | None:
 
 def made_with(device: str) -> dict[str, Any]:
     """Versions, git revision and machine, for what is written about a result."""
-    machine = bench.machine()
+    machine = system.machine()
     return {
         "versions": run_folder.versions(),
         "git": run_folder.git_revision(),

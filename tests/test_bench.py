@@ -1,18 +1,23 @@
-"""The bench's form: which keys, which peers, who takes turns with whom; not its figures."""
+"""The bench's form: which keys, which peers, what is refused; not its figures."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from dsmr_export import bench, parity
-from dsmr_export.errors import CheckpointError, DsmrError, GraphError
+from dsmr_export import parity
+from dsmr_export.bench import architecture, graphs, guests, render
+from dsmr_export.bench import run as bench
+from dsmr_export.errors import BundleError, CheckpointError, DsmrError, GraphError
 from dsmr_export.manifest import MANIFEST
 from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.bundle import write_sums
@@ -63,89 +68,137 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     return made_from(made, load(checkpoint).sha256)
 
 
-def test_the_keys_of_its_json(bundle: Bundle, checkpoint: Path) -> None:
-    rounds: list[tuple[int, int]] = []
-    result = bench.run(bundle, checkpoint, 45, progress=lambda *call: rounds.append(call))
+@pytest.fixture(scope="module")
+def result(bundle: Bundle, checkpoint: Path) -> dict[str, Any]:
+    """A whole run, as short as it can be, which several tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "PACED_S", 0.1)
+        patch.setattr(bench, "THREAD_STEPS", bench.BLOCKS)
+        return bench.run(bundle, checkpoint, 45, also_threads=(2,))
+
+
+def test_the_keys_of_its_json(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
-    assert set(result["graphs"]) == {"fp32", "portable"}
+    assert set(result["graphs"]) == {"fp32", "portable"} == set(result["profile"])
     peer = result["peers"]["pytorch_eager"]
     for figures in (*result["graphs"].values(), peer):
         step_ms = figures["step_ms"]
         assert list(step_ms) == ["p50", "p90", "p99", "max"]
         assert 0 < step_ms["p50"] <= step_ms["p90"] <= step_ms["p99"] <= step_ms["max"]
-        assert figures["tokens_per_s"] > 0
-    assert all(0 < figures["python_share"] < 1 for figures in result["graphs"].values())
+        assert figures["tokens_per_s"] > 0 and figures["peak_mb"] > 10
+    for figures in result["graphs"].values():
+        assert 0 < figures["python_share"] < 1 and 0 < figures["paced_cpu_share"] < 2
+        assert min(figures[key] for key in ("load_ms", "load_warm_ms", "first_ms", "music_s_per_s")) > 0
+        assert set(figures["segment_tokens_per_s"]) == {"16", "64", "256"}
+        assert min(figures["segment_tokens_per_s"].values()) > 0
+        assert sum(figures["histogram"]["counts"]) == result["steps"]
+        assert set(figures["threads"]) == {"2"}
     assert 0 < peer["ratio_min"] <= peer["ratio"] <= peer["ratio_max"]
-    assert set(result["ratios"]) == {"portable_over_fp32"}
-    assert result["steps"] >= 45 and result["threads"] == 1
-    assert rounds == [(i + 1, bench.BLOCKS) for i in range(bench.BLOCKS)]
+    assert set(result["ratios"]) == {"portable_over_fp32", "fp32_over_portable"}
+    assert result["reference"] == result["default_graph"] == "fp32"
+    assert result["steps"] >= 45 and result["threads"] == 1 and result["rounds"] == bench.BLOCKS
+    bound = result["bandwidth"]
+    assert bound["fraction"] == pytest.approx(bound["least_ms"] / result["graphs"]["fp32"]["step_ms"]["p50"])
     assert {"processor", "architecture", "cores", "system"} <= set(result["machine"])
     assert result["versions"]["onnxruntime"] and result["versions"]["torch"]
+
+
+def test_what_it_prints(result: dict[str, Any]) -> None:
+    text = rendered(result)
+    for part in ("multiply-adds", "p99 ms", "tokens/s", "/ fp32", "S=256", "attention", "onnxruntime "):
+        assert part in text
+    for name in ("fp32", "portable", "pytorch_eager"):
+        assert f"\n {name} " in text
+
+
+def test_its_rows_as_csv(result: dict[str, Any]) -> None:
+    table = list(csv.DictReader(io.StringIO(render.as_csv(result))))
+    assert [(row["kind"], row["name"], row["threads"]) for row in table] == [
+        *((kind, name, count) for name in ("fp32", "portable") for kind, count in KINDS),
+        ("peer", "pytorch_eager", "1"),
+    ]
+    graph = result["graphs"]["portable"]
+    row = next(row for row in table if row["kind"] == "graph" and row["name"] == "portable")
+    assert float(row["step_ms_p99"]) == graph["step_ms"]["p99"]
+    assert float(row["segment_64"]) == graph["segment_tokens_per_s"]["64"]
+    assert table[-1]["load_ms"] == "" and float(table[-1]["ratio"]) > 0
+
+
+KINDS = (("graph", "1"), ("threads", "2"))
 
 
 def test_every_state_is_full(bundle: Bundle) -> None:
     """Past the largest capacity and one turn of its slack, so that every layer of every graph evicts."""
     for graph in bundle.manifest.graphs.values():
         rows = max(tensor.shape[2] for tensor in graph.state)
-        assert len(bench.filling(bundle)) > rows + graph.stream.slack
+        assert len(graphs.filling(bundle)) > rows + graph.stream.slack
 
 
-def test_eager_steps_are_the_networks(bundle: Bundle, checkpoint: Path) -> None:
-    """What is timed is right: after some steps its state gives the numpy forward's logits."""
-    import torch
+def test_the_steps_are_those_of_play(bundle: Bundle) -> None:
+    """What is timed is right: it plays what a performer plays that heard the same."""
+    from dsmr_export.runtime.play import SAMPLING, Performer
 
-    from dsmr_export.model.checkpoint import load
-
-    ids = bench.filling(bundle)
-    steps = bench.EagerSteps(load(checkpoint), HORIZONS, 1, ids)
-    for _ in range(5):
-        steps.step()
-    with torch.no_grad():
-        logits, _ = steps._network(torch.tensor([[7]]), steps._state)
-    steps.close()
-    expected = tiny.reference([*ids, *ids[:5], 7], HORIZONS)[-1]
-    assert np.abs(logits[0, -1].numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+    ids = graphs.filling(bundle)
+    steps = graphs.GraphSteps(bundle.path, "fp32", 1, ids)
+    performer = Performer(bundle, SAMPLING, graph="fp32", threads=1)
+    performer.begin(ids.tolist())
+    playing = performer.play()
+    assert [next(steps._tokens) for _ in range(50)] == [next(playing) for _ in range(50)]
+    assert steps.kernel_ns > 0
 
 
-def test_pytorch_gets_its_threads_back(bundle: Bundle, checkpoint: Path) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    bench.run(bundle, checkpoint, 1, threads=before + 1)
-    assert torch.get_num_threads() == before
-
-
-def test_they_take_turns() -> None:
-    order: list[str] = []
-
-    class Named:
-        kernel_ns = None
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def step(self) -> None:
-            order.append(self.name)
-
-    times, shares = bench._take_turns({"A": Named("A"), "B": Named("B")}, 3, 2, lambda done, total: None)
-    turn = bench.SETTLE_STEPS + 2
-    warm = ["A"] * bench.WARM_STEPS + ["B"] * bench.WARM_STEPS
-    assert order == warm + (["A"] * turn + ["B"] * turn) * 3
-    assert times["A"].shape == (3, 2) and shares == {"A": None, "B": None}
+def test_the_segments_leave_the_stream_whole(bundle: Bundle) -> None:
+    steps = graphs.GraphSteps(bundle.path, "fp32", 1, graphs.filling(bundle))
+    before = steps._stream.position
+    assert steps.segments(16) > 0
+    assert steps._stream.position == before + graphs.SEGMENT_TOKENS + 16
+    steps.step()
 
 
-def test_ratios_are_taken_round_by_round() -> None:
-    """A machine that is ten times slower in one round changes no ratio."""
-    noise = np.array([[1.0], [10.0], [1.0]])
-    found = bench._ratio(np.full((3, 4), 6.0) * noise, np.full((3, 4), 2.0) * noise)
-    assert found == {"ratio": 3.0, "ratio_min": 3.0, "ratio_max": 3.0}
+def test_seconds_of_music(bundle: Bundle) -> None:
+    """As far as the decoder gets with the same ids."""
+    from dsmr_export.runtime.events import Decoder
+
+    ids, decoder = bundle.golden.input_ids[:200], Decoder(bundle.event_table)
+    for token in ids.tolist():
+        for _ in decoder.push(token):
+            pass
+    assert decoder.frame > 0
+    seconds = decoder.frame * bundle.event_table.step_ms / 1000
+    assert graphs.music_seconds(bundle, ids) == pytest.approx(seconds)
+
+
+def test_parameters_and_multiply_adds_are_those_of_the_graph(bundle: Bundle) -> None:
+    """Independent of the arithmetic: the initializers of the ONNX file, and the rows of its state."""
+    import onnx
+
+    model = onnx.load(bundle.path / bundle.manifest.graphs["fp32"].file)
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    products = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+    shape = bundle.manifest.model
+    card = architecture.card(bundle)
+    head = shape.vocab_size * shape.d_model
+    weights = sum(size for name, size in sizes.items() if name in products and size != head)
+    assert card["multiply_adds"]["products"] == weights + head
+    state = bundle.manifest.graphs["portable"].state  # horizon rows, and one for the token itself
+    cached = sum(int(np.prod(tensor.shape)) // tensor.shape[2] * (tensor.shape[2] + 1) for tensor in state)
+    queries = shape.heads // shape.kv_heads
+    assert card["multiply_adds"]["attention"] == cached * queries
+    norms = sum(size for size in sizes.values() if size == shape.d_model)
+    assert card["parameters"] == weights + head + norms
+
+
+def test_schedules_of_one_budget_cost_the_same(bundle: Bundle) -> None:
+    rows = architecture.at_budget(bundle.manifest.model, 2048)
+    assert len(rows) > 5
+    same = [row for row in rows if row["budget_tokens"] == 2048]
+    assert len({row["multiply_adds"] for row in same}) == len({row["state_read_bytes"] for row in same}) == 1
 
 
 def test_without_torch_the_peer_is_named_as_absent(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "find_spec", lambda name: None)
-    result = bench.run(bundle, None, 1)
-    assert "pip install 'dsmr-export[export]'" in result["peers"]["pytorch_eager"]["absent"]
-    assert "pytorch_eager: absent, torch is not installed" in rendered(result)
+    work, absent = guests.invite(bundle, None, guests.chosen(["pytorch_eager"]), 1, np.zeros(1, int), Path())
+    assert work is None and "pip install 'dsmr-export[export]'" in absent["pytorch_eager"]
 
 
 def test_a_checkpoint_of_something_else(
@@ -158,23 +211,56 @@ def test_a_checkpoint_of_something_else(
     other = made_from(tiny.make_bundle(tmp_path / "other", HORIZONS), "0" * 64)
     with pytest.raises(CheckpointError, match="not what the bundle was made from"):
         bench.run(other, checkpoint, 1)
-    assert "--checkpoint" in bench.run(other, None, 1)["peers"]["pytorch_eager"]["absent"]
+    _, absent = guests.invite(other, None, guests.chosen(["pytorch_eager"]), 1, np.zeros(1, int), Path())
+    assert "--checkpoint" in absent["pytorch_eager"]
 
 
-def test_what_it_prints(bundle: Bundle, checkpoint: Path) -> None:
-    text = rendered(bench.run(bundle, checkpoint, 1))
-    for part in ("fp32", "portable", "pytorch_eager", "p99 ms", "tokens/s", "/ fp32", "onnxruntime "):
-        assert part in text
+def test_an_absent_peer_is_printed(result: dict[str, Any]) -> None:
+    absent = {"pytorch_eager": {"absent": "torch is not installed"}}
+    text = rendered(result | {"peers": absent})
+    assert "pytorch_eager: absent, torch is not installed" in text
 
 
-def rendered(result: dict[str, object]) -> str:
+def rendered(result: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=140)
-    bench.render(result, console)
+    render.render(result, console)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_numbers_below_one_are_refused(bundle: Bundle) -> None:
+def test_what_is_refused(bundle: Bundle) -> None:
     with pytest.raises(DsmrError, match="steps is 0: give 1 or more"):
         bench.run(bundle, None, 0)
     with pytest.raises(GraphError, match="threads is 0"):
         bench.run(bundle, None, 1, threads=0)
+    with pytest.raises(DsmrError, match="no peer 'pytorch_eagre' .did you mean pytorch_eager"):
+        bench.run(bundle, None, 1, peers=["pytorch_eagre"])
+    with pytest.raises(BundleError, match="has no graph 'int7'"):
+        bench.run(bundle, None, 1, names=["int7"])
+
+
+def test_a_cold_start_reads_the_files_again(tmp_path: Path) -> None:
+    """The page cache has nothing of a file whose pages it was asked to drop (Linux's mincore says so)."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no posix_fadvise: load_ms is a warm start there")
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * 4_000_000)
+    os.sync()  # dirty pages cannot be dropped
+    assert resident(path) == 1.0
+    graphs._forget(tmp_path)
+    assert resident(path) < 0.1
+
+
+def resident(path: Path) -> float:
+    """Share of a file's pages that are in the page cache."""
+    import ctypes
+    import mmap
+
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        pages = -(-len(memory) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        view = ctypes.c_char.from_buffer(memory)
+        libc = ctypes.CDLL(None, use_errno=True)
+        size, address = ctypes.c_size_t(len(memory)), ctypes.c_void_p(ctypes.addressof(view))
+        assert libc.mincore(address, size, found) == 0, ctypes.get_errno()
+        del view
+    return sum(flag & 1 for flag in found) / pages

@@ -492,13 +492,6 @@ def test_targets() -> None:
     refused(dsmr("targets", "no-such-board"), "no-such-board", "generic")
 
 
-def test_bench_as_json_and_as_tables(bundle: Path, tiny_checkpoint: Path) -> None:
-    arguments = ("bench", bundle, "--checkpoint", tiny_checkpoint, "--steps", "3")
-    assert {"int8", "fp32", "portable"} <= set(one_json(dsmr(*arguments, "--json"))["graphs"])
-    text = dsmr(*arguments)
-    assert text.exit_code == 0 and "pytorch_eager" in text.stdout
-
-
 def test_eval_gives_the_reference_of_check(bundle: Path, tiny_checkpoint: Path, prompt: Path) -> None:
     float_only(bundle)
     found = one_json(dsmr("eval", tiny_checkpoint, "--data", prompt, "--json"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsmr_export import bench
+from dsmr_export.bench import system
 from dsmr_export.errors import DsmrError
 from dsmr_export.runtime import cpu
 
@@ -134,7 +134,7 @@ def test_this_machine() -> None:
     assert (found.architecture, found.bits) == (platform.machine(), struct.calcsize("P") * 8)
     assert found.features <= set(cpu.FEATURES) and found.cores >= 1
     assert found.memory_bytes is not None and found.memory_bytes > 2**27
-    assert bench.machine()["processor"] == found.model
+    assert system.machine()["processor"] == found.model
 
 
 PI = cpu.Cpu("aarch64", 64, "Raspberry Pi 5 Model B Rev 1.0", frozenset({"asimd"}), 4, 2**32)

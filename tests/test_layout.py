@@ -44,6 +44,7 @@ HEAVY = {
     "mido",
     "numpy",
     "matplotlib",
+    "jinja2",
 }
 
 

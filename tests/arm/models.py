@@ -11,14 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from dsmr_export import export, quantize, quantize_state
-from dsmr_export.manifest import MANIFEST, GraphEntry, Manifest, ScheduleEntry, SessionEntry
+from dsmr_export import export
+from dsmr_export.bench import variants
+from dsmr_export.manifest import MANIFEST, Manifest, SessionEntry
 from dsmr_export.model import checkpoint
 from dsmr_export.model.network import DSMR
+from dsmr_export.quantize import GraphRecipe
 from dsmr_export.runtime.bundle import default_path
-from dsmr_export.state import quantized_state
 from dsmr_export.targets import loader
 from tests.arm import parts
 from tests.exported import random_network
@@ -26,9 +25,6 @@ from tests.exported import random_network
 MODELS = ("bundled", "25m")
 HORIZONS_25M = (2048,) * 2 + (256,) * 6
 SHAPE_25M = {"heads": 8, "kv_heads": 8, "head_dim": 64, "d_model": 512, "d_ff": 2048, "vocab_size": 311}
-
-STATE_SCALE = 0.03
-"""Of int8 state, every channel: the states are random, and what is counted does not depend on scales."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,11 @@ class Counted:
     def block(self) -> bool:
         """Whether a CPU without dot products is refused it."""
         return self.weights is not None and self.weights.kernel == "block"
+
+    @property
+    def recipe(self) -> GraphRecipe | None:
+        """None = fp32."""
+        return None if self.weights is None else GraphRecipe(self.weights, self.state)
 
 
 def _recipe(kernel: str, **facts: int | str | bool) -> loader.Recipe:
@@ -74,21 +75,6 @@ def network(model: str) -> DSMR:
     return source.network(source.schedule)
 
 
-def make_graph(recipe: Counted, source: Path, target: Path, entry: GraphEntry) -> GraphEntry:
-    """Writes the graph of a recipe from the fp32 one; what a runner must know of it, given that of the fp32
-    one."""
-    state = entry.state
-    if recipe.weights is None:
-        target.write_bytes(source.read_bytes())
-    else:
-        quantize.quantize(source, target, recipe.weights)
-    if recipe.state == "int8":
-        scales = {tensor.input: np.full(tensor.shape[1::2], STATE_SCALE, np.float32) for tensor in state}
-        quantize_state.quantize_state(target, state, scales)
-        state = quantized_state(state, {name: scale.ravel().tolist() for name, scale in scales.items()})
-    return replace(entry, file=target.name, bytes=target.stat().st_size, state=state)
-
-
 def write(folder: Path, model: str, recipes: Iterable[str]) -> Path:
     """A folder with NAME.onnx and its parts for every recipe, and a manifest from which a stream can be
     opened."""
@@ -97,21 +83,16 @@ def write(folder: Path, model: str, recipes: Iterable[str]) -> Path:
     export.export_graph(net, "fused", source)
     entry = replace(export.trial_entry(net, "fused", source), sha256="0" * 64)
     graphs = {
-        name: make_graph(RECIPES[name], source, folder / f"{name}.onnx", entry)
+        name: variants.make_graph(RECIPES[name].recipe, source, folder / f"{name}.onnx", entry)
         for name in dict.fromkeys(("fp32", *recipes))
     }
     for name in graphs:
         parts.write_parts(folder / f"{name}.onnx")
     source.unlink()
     session = loader.load("generic-arm64").session
+    base = Manifest.read(default_path())  # what its tokens mean does not matter here
     manifest = replace(
-        Manifest.read(default_path()),  # what its tokens mean does not matter here
-        name=model,
-        model=export.model_shape(net.config),
-        schedule=ScheduleEntry("", net.horizons, sum(net.horizons)),
-        graphs=graphs,
-        default_graph="fp32",
-        preference=(),
+        variants.manifest_of(base, model, export.model_shape(net.config), net.horizons, graphs),
         session=SessionEntry(
             session.threads,
             dict(session.options),

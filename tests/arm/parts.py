@@ -18,30 +18,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from dsmr_export.bench.profile import ATTENTION, OPERATORS, OTHER
+from dsmr_export.bench.profile import KINDS as INSIDE
+
 COPIES = (1, 3)
 
-MATMUL, ATTENTION, NORM, ACTIVATION, OTHER = "matmul", "attention", "norm", "activation", "other"
-KINDS = (MATMUL, ATTENTION, NORM, ACTIVATION, OTHER, "host")
-"""other: the embedding's row. host: what is left of a step: Python, the binding, and onnxruntime's own
-call."""
-
-OPERATORS = {
-    "GroupQueryAttention": ATTENTION,
-    "SimplifiedLayerNormalization": NORM,
-    "SkipSimplifiedLayerNormalization": NORM,
-    "Gelu": ACTIVATION,
-    "Gather": OTHER,
-    "GatherBlockQuantized": OTHER,
-    "MatMul": MATMUL,
-    "MatMulNBits": MATMUL,
-    # A dynamic int8 product; onnxruntime fuses them into one DynamicQuantizeMatMul.
-    "DynamicQuantizeLinear": MATMUL,
-    "MatMulInteger": MATMUL,
-    "Cast": MATMUL,
-    "Mul": MATMUL,
-    # The tied head's weight, transposed when the session is opened.
-    "Transpose": MATMUL,
-}
+KINDS = (*INSIDE, "host")
+"""host: what is left of a step: Python, the binding, and onnxruntime's own call."""
 
 
 @dataclass(frozen=True)
