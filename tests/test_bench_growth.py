@@ -32,6 +32,8 @@ from tests import tiny_bundle as tiny
 from tests.exported import HORIZONS, reference, tolerance
 from tests.reference import forward
 
+pytestmark = pytest.mark.slow
+
 SHORT = (3, 40, 9)
 """Other horizons than the bundle's (70, 5, 1): longer, shorter, and past every period."""
 IDS = np.random.default_rng(3).integers(0, 311, 150)

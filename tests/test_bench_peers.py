@@ -26,6 +26,8 @@ from dsmr_export.bench.process import Remote
 from dsmr_export.errors import CheckpointError
 from tests import exported, reference
 
+pytestmark = pytest.mark.slow
+
 HORIZONS = (23, 5, 1, 9)
 SHAPE = {"heads": 4, "kv_heads": 2, "head_dim": 32, "d_model": 64, "d_ff": 96}
 STEPS = 7
@@ -105,7 +107,6 @@ def test_pytorch_eager(work: Work) -> None:
     assert_close(logits_after("pytorch_eager", work), expected(work), 1e-5)
 
 
-@pytest.mark.slow
 def test_pytorch_compile(work: Work) -> None:
     """Takes its compiling steps too: these feed the same tokens before the counted ones."""
     from dsmr_export.bench.peers.pytorch import COMPILING_STEPS
@@ -137,7 +138,6 @@ def test_openvino_with_8_bit_weights(work: Work) -> None:
     assert divergence(found, wanted) < 0.02
 
 
-@pytest.mark.slow
 @needs_executorch
 def test_executorch(work: Work) -> None:
     found, wanted = logits_after("executorch", work), expected(work)
@@ -233,7 +233,6 @@ def test_a_broken_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
-@pytest.mark.slow
 def test_no_compiler(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with Python but no C++ compiler, and nothing compiled before."""
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))

@@ -23,7 +23,7 @@ PROGRAM = chromium.found()
 REASON = f"no Chromium on the PATH, so the report is not seen by a browser: {chromium.SETUP} installs one"
 if PROGRAM is None:
     warnings.warn(REASON, stacklevel=1)  # a line of its own at the end of a run, which -q shows too
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason=REASON)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason=REASON)]
 
 PLAYING = "document.querySelectorAll('.roll[data-state=playing]').length"
 AUDIO = "document.documentElement.dataset.audio"
