@@ -142,11 +142,12 @@ def main(folder: Path | None, pieces: int, tokens: int) -> None:
         forced.append(share)
         counted, probability = accepted(lookup, distributions, played, longest)
         runs, first = runs + counted, first + probability
-    click.echo(f"{pieces} pieces, {tokens} tokens after each: {np.mean(forced):.2%} of the tokens are forced")
+    share = f"{np.mean(forced):.2%} of the tokens are forced"
+    click.echo(f"{len(forced)} pieces, {tokens} tokens after each: {share}")
     click.echo(f"a drafted token has probability {np.mean(first):.3f}")
     costs = cost_of_calls(bundle, ids)
     for length in LENGTHS:
-        yielded = 1 + runs[:length].sum() / (pieces * tokens)
+        yielded = 1 + runs[:length].sum() / (len(forced) * tokens)
         click.echo(
             f"draft of {length}: {yielded:.2f} tokens a call, which takes {costs[length]:.2f} calls of one: "
             f"{yielded / costs[length]:.2f} times as fast"

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}
 version=$(python -c 'import dsmr_export; print(dsmr_export.__version__)')
 results=benchmarks/results
+mkdir -p "$results"
 [ -d "$work/25m" ] || python -m scripts.make_25m_checkpoint "$work/25m"
 [ -d "$work/bundle" ] ||
     dsmr-export --checkpoint "$work/25m" --target auto --quantize int8,int4 --no-gate --output "$work/bundle"

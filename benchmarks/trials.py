@@ -10,6 +10,7 @@ of them is in docs/decisions.md.
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from onnx import helper
 from dsmr_export.bench import graphs, turns
 from dsmr_export.bench.process import LostError, Remote
 from dsmr_export.bench.turns import Contestant
-from dsmr_export.manifest import GraphEntry, ModelShape
+from dsmr_export.manifest import GraphEntry, ModelShape, SessionEntry
 from dsmr_export.runtime.bundle import Bundle
 from dsmr_export.runtime.runner import FusedRunner
 from dsmr_export.state import StateTensor, StreamRule
@@ -75,8 +76,15 @@ class TrialSteps:
     """Steps of one trial's graph without sampling; a call of several tokens takes turns with nothing."""
 
     def __init__(
-        self, trial: Trial, file: Path, entry: GraphEntry, model: ModelShape, ids: NDArray[np.int64]
+        self,
+        trial: Trial,
+        file: Path,
+        entry: GraphEntry,
+        model: ModelShape,
+        setup: SessionEntry | None,
+        ids: NDArray[np.int64],
     ) -> None:
+        os.environ.update(setup.environment_on(platform.machine()) if setup else {})
         os.environ.update(trial.environment)
         from dsmr_export.runtime.pages import large_pages
         from dsmr_export.runtime.session import OPTIONS, load_onnxruntime
@@ -85,7 +93,7 @@ class TrialSteps:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        for key, value in {**OPTIONS, **trial.options}.items():
+        for key, value in {**OPTIONS, **(setup.options if setup else {}), **trial.options}.items():
             options.add_session_config_entry(key, value)
         for name, value in trial.attributes.items():
             kind = type(getattr(options, name))
@@ -153,7 +161,7 @@ def _no_gelu(model: onnx.ModelProto) -> None:
 
 
 def _start(stack: ExitStack, trial: Trial, bundle: Bundle, graph: str, folder: Path) -> Remote:
-    entry, file = bundle.graph(graph), bundle.path / bundle.graph(graph).file
+    entry, file, manifest = bundle.graph(graph), bundle.path / bundle.graph(graph).file, bundle.manifest
     ids = graphs.filling(bundle)
     if trial.slack is not None:
         entry = _with_slack(entry, trial.slack)
@@ -166,7 +174,7 @@ def _start(stack: ExitStack, trial: Trial, bundle: Bundle, graph: str, folder: P
             model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         file = folder / f"{abs(hash(trial.name))}.onnx"
         onnx.save(model, file)
-    remote = Remote(Contestant, TrialSteps, trial, file, entry, bundle.manifest.model, ids)
+    remote = Remote(Contestant, TrialSteps, trial, file, entry, manifest.model, manifest.session, ids)
     stack.callback(remote.close)
     return remote.wait()
 

@@ -363,7 +363,8 @@ def _check_graph(where: str, graph: GraphEntry, manifest: Manifest) -> None:
     if len({tensor.input for tensor in graph.state}) != len(graph.state) or not graph.state:
         raise _bad(f"{where}.state names an input twice, or none")
     rule = graph.stream
-    if min(rule.period, rule.max_segment) < 1 or rule.wrap_at < rule.capacity:
+    too_few_rows = graph.ops == "fused" and rule.rope_rows <= rule.max_segment
+    if min(rule.period, rule.max_segment) < 1 or rule.wrap_at < rule.capacity or too_few_rows:
         raise _bad(f"{where}.stream is not a rule that a host can follow")
 
 

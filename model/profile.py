@@ -397,9 +397,9 @@ class _Training:
         with _saying_why():
             for _ in range(count):
                 self._steps.step()  # ends with a figure of the host's, so nothing is still running on a GPU
-        took = time.perf_counter() - began
-        per_step = self._config.lanes * self._config.segment * self._config.accumulate
-        return count * per_step / took, _peak_flops(self._device, self._steps.precision)
+            took = time.perf_counter() - began
+            peak = _peak_flops(self._device, self._steps.precision)
+        return count * self._config.lanes * self._config.segment * self._config.accumulate / took, peak
 
     def peak_bytes(self) -> int:
         return _memory(self._device, peak=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 from dsmr_export import parity
 from dsmr_export.bench import architecture, graphs, guests, render
 from dsmr_export.bench import run as bench
-from dsmr_export.errors import BundleError, CheckpointError, DsmrError, GraphError
+from dsmr_export.errors import BundleError, CheckpointError, DsmrError
 from dsmr_export.manifest import MANIFEST
 from dsmr_export.runtime import Bundle
 from dsmr_export.runtime.bundle import write_sums
@@ -230,7 +230,7 @@ def rendered(result: dict[str, Any]) -> str:
 def test_what_is_refused(bundle: Bundle) -> None:
     with pytest.raises(DsmrError, match="steps is 0: give 1 or more"):
         bench.run(bundle, None, 0)
-    with pytest.raises(GraphError, match="threads is 0"):
+    with pytest.raises(DsmrError, match="threads is 0"):
         bench.run(bundle, None, 1, threads=0)
     with pytest.raises(DsmrError, match="no peer 'pytorch_eagre' .did you mean pytorch_eager"):
         bench.run(bundle, None, 1, peers=["pytorch_eagre"])

@@ -147,6 +147,27 @@ def test_they_take_turns() -> None:
     assert times["B"].outside == pytest.approx(1 - within / times["B"].step_ms.sum())
 
 
+class Dying(Near):
+    """Its process ends in its second turn."""
+
+    def ask(self, method: str, *arguments: int) -> object:
+        if self._order.count(self._name) == 1:
+            raise LostError("killed by the system")
+        return super().ask(method, *arguments)
+
+
+def test_one_that_is_lost_costs_the_others_nothing() -> None:
+    order: list[str] = []
+    near = {"A": Near("A", order), "B": Dying("B", order), "C": Near("C", order)}
+    lost: dict[str, str] = {}
+    times = turns.take_turns(near, 3, 2, lost=lost)  # type: ignore[arg-type]
+    assert list(times) == ["A", "C"] and times["C"].step_ms.shape == (3, 2)
+    assert lost == {"B": "killed by the system"} and order == ["A", "B", "C", "A", "C", "A", "C"]
+    near["B"] = Dying("B", order := ["B"])
+    with pytest.raises(LostError, match="^B: killed by the system$"):
+        turns.take_turns(near, 3, 2)  # type: ignore[arg-type]
+
+
 class Sleeping(Counting):
     def step(self) -> None:
         super().step()

@@ -61,6 +61,8 @@ def test_json_alone_with_growth_and_its_plots(tiny_export: Path, tmp_path: Path,
         (("--peers", "lama_cpp"), ("no peer 'lama_cpp'", "they are", "all")),
         (("--growth", "horizons"), ("growth has no 'horizons'", "did you mean horizon")),
         (("--graph", "int7"), ("has no graph 'int7'", "int8")),
+        (("--also-threads", "2,0"), ("threads is 0", "give 1 or more")),
+        (("--graph", "portable", "--growth", "threads"), ("portable of", "cannot grow", "fused graph")),
         (("--checkpoint", "model/default"), ("not what the bundle was made from", "--checkpoint")),
     ],
 )

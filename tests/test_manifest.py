@@ -196,6 +196,7 @@ CONTRADICTIONS = {
     "unknown dtype": (change("graphs", "fp32", "state", 0, "dtype", to="int2"), "dtype is 'int2'"),
     "shape of 3": (change("graphs", "fp32", "state", 0, "shape", to=[1, 2, 37]), "shape has 3"),
     "shape below the horizon": (change("graphs", "fp32", "state", 0, "shape", 2, to=19), "contradicts"),
+    "no rotary rows for steps": (change("graphs", "fp32", "stream", "rope_rows", to=512), "stream"),
     "layer that is not there": (change("graphs", "fp32", "state", 0, "layer", to=2), "contradicts"),
     "no state": (change("graphs", "fp32", "state", to=[]), "state names"),
     "period 0": (change("graphs", "fp32", "stream", "period", to=0), "stream"),

@@ -45,12 +45,21 @@ def test_what_was_taken_in_between_is_on_large_pages(size: int) -> None:
 
 
 def test_what_was_there_before_stays(size: int) -> None:
-    block = taken(8 * size)
+    """Also where the system puts what is new right beside it, and calls both one block."""
+    old = taken(8 * size)
     before = on_large_pages()
     with pages.large_pages():
-        pass
-    assert on_large_pages() - before < size
-    block.close()
+        new = taken(4 * size)
+    assert size <= on_large_pages() - before <= 5 * size
+    old.close(), new.close()
+
+
+def test_what_is_new_is_found_at_either_end_and_in_between() -> None:
+    before = [(10, 20), (30, 40)]
+    assert list(pages._without([(5, 50)], before)) == [(5, 10), (20, 30), (40, 50)]
+    assert list(pages._without([(12, 18), (30, 40), (60, 70)], before)) == [(60, 70)]
+    assert list(pages._without([(15, 35)], before)) == [(20, 30)]
+    assert list(pages._without([(5, 50)], [])) == [(5, 50)]
 
 
 @pytest.mark.parametrize("how", ["switch", "never", "missing"])
@@ -66,8 +75,16 @@ def test_where_they_are_not_wanted(
         (tmp_path / "hpage_pmd_size").write_text(f"{size}\n")
     before = on_large_pages()
     with pages.large_pages():
-        taken(4 * size)
+        block = taken(4 * size)
     assert on_large_pages() - before < size
+    block.close()
+
+
+def test_a_file_of_any_name_may_be_mapped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    listed = b"7f00-7f80 r--p 00000000 08:01 12 /home/j\xfc/weights.bin\n7f90-7fa0 rw-p 00000000 00:00 0 \n"
+    (tmp_path / "maps").write_bytes(listed)
+    monkeypatch.setattr(pages, "MAPS", tmp_path / "maps")
+    assert list(pages._anonymous()) == [(0x7F90, 0x7FA0)]
 
 
 def test_without_proc_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_the_edge_of_the_draw() -> None:
     assert sample(LOGITS, Sampling(), Fixed(math.nextafter(1, 0)), allowed) == 3  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("settings", [Sampling(), Sampling(top_p=0.9), Sampling(min_p=0.1)])
+def test_logits_that_are_no_numbers_are_refused(bad: float, settings: Sampling) -> None:
+    logits = LOGITS.copy()
+    logits[2] = bad
+    with pytest.raises(DsmrError, match="logits are not numbers"), np.errstate(invalid="ignore"):
+        sample(logits, settings, np.random.default_rng(0))
+
+
 def test_logits_are_not_changed() -> None:
     logits = LOGITS.copy()
     sample(logits, Sampling(0.7, 3, 0.9, 0.1), np.random.default_rng(0), np.ones(5, bool))

@@ -183,7 +183,10 @@ class Run:
 
     def position(self, walk: bool = False) -> list[dict[str, Any]]:
         """One process a graph, which goes from position to position: all the same memory."""
-        positions = list(self.plan.positions)
+        full = len(filling(self.bundle))  # before that, windows are not full
+        positions = [position for position in self.plan.positions if position >= full]
+        if not positions:
+            raise DsmrError(f"no position is past the longest horizon: windows are full from {full:,} on")
         return [row for graph in self.graphs for row in self._positions(graph, positions, walk)]
 
     def _positions(self, graph: str, positions: Sequence[int], walk: bool) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ def render(result: Mapping[str, Any], console: Console) -> None:
         console.print(_peer_table(result))
     for what, grown in result["growth"].items():
         console.print(_growth_table(what, grown))
+    for what, reason in result["growth_absent"].items():
+        console.print(f"by {what}: absent, {reason}", soft_wrap=True)
     for line in (*_peer_notes(result["peers"]), *_where(result)):
         console.print(line, soft_wrap=True)
 
@@ -90,12 +92,13 @@ def _flat(kind: str, name: str, threads: int, figures: Mapping[str, Any]) -> dic
 
 
 def _card(card: Mapping[str, Any]) -> Iterator[str]:
-    horizons = compact(card["horizons"])
+    horizons, schedule = compact(card["horizons"]), card["schedule"]
     yield (
         f"{card['parameters'] / 1e6:.1f} M parameters: {card['layers']} layers, d_model {card['d_model']}, "
         f"{card['heads']} heads over {card['kv_heads']} kv heads of {card['head_dim']}"
     )
-    yield f"{card['schedule']}: {horizons} = {card['budget_tokens']:,} tokens"
+    named = "" if schedule == horizons else f"{schedule}: "
+    yield f"{named}{horizons} = {card['budget_tokens']:,} tokens"
     work = card["multiply_adds"]
     yield (
         f"one token: {work['total'] / 1e6:.1f} M multiply-adds, {work['products'] / 1e6:.1f} in matrices and "

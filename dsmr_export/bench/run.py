@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dsmr_export.bench import architecture, graphs, guests, turns
 from dsmr_export.bench import growth as growths
 from dsmr_export.bench.limit import limit
-from dsmr_export.bench.process import Remote
+from dsmr_export.bench.process import LostError, Remote
 from dsmr_export.bench.profile import profile
 from dsmr_export.bench.system import machine, versions
 from dsmr_export.bench.turns import Contestant, Progress, Times
@@ -63,7 +63,7 @@ def run(
         bandwidth: {gb_per_s, bytes_per_token, weights_bytes, state_bytes, least_ms, fraction} of the
             reference, and graphs: the same of each
         profile: {name: see profile.profile}
-        growth: see growth.growth
+        growth: see growth.growth; growth_absent: {table: why it could not be made}
         reference, default_graph, steps, rounds, threads, filled, machine, versions
 
     A ratio is the time of A over that of B, the median over rounds; a peer's is over the reference: the first
@@ -77,12 +77,14 @@ def run(
     """
     if steps < 1:
         raise DsmrError(f"steps is {steps}: give 1 or more")
-    growths.check(grown)
+    threads, also_threads = bundle.threads if threads is None else threads, tuple(also_threads)
+    if (least := min((threads, *also_threads))) < 1:
+        raise DsmrError(f"threads is {least}: give 1 or more")
     for name in names:
         bundle.graph(name)  # refuses an unknown one
-    threads = bundle.threads if threads is None else threads
     asked = list(dict.fromkeys(names)) or list(bundle.manifest.graphs)
     reference = names[0] if names else bundle.default_graph
+    growing = _growing(bundle, grown, asked, reference)
     ids, rounds, invited = graphs.filling(bundle), min(BLOCKS, steps), guests.chosen(peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsmr-bench-")))
@@ -93,8 +95,11 @@ def run(
             alone[name] = _alone(running[name], name, progress)
         others = guests.start(stack, work, invited, absent, progress)
         everybody = {**running, **others}
-        times = turns.take_turns(everybody, rounds, -(-steps // rounds), progress)
-        peaks = {name: remote.ask("peak_mb") for name, remote in everybody.items()}
+        times = turns.take_turns(everybody, rounds, -(-steps // rounds), progress, lost=absent)
+        for name in asked:
+            if name in absent:
+                raise LostError(f"graph {name}: {absent[name]}")
+        peaks = {name: everybody[name].ask("peak_mb") for name in times}
     by_threads = _by_threads(bundle, asked, also_threads, ids, progress)
     music_s_per_token = graphs.music_seconds(bundle, ids) / len(ids)
     rows = {
@@ -103,6 +108,7 @@ def run(
         | {"peak_mb": peaks[name], "threads": by_threads[name]}
         for name in asked
     }
+    growth, not_grown = _growth(bundle, grown, growing, threads, walk, progress)
     limits = {name: _limit(bundle, name, threads, rows[name]) for name in asked}
     return {
         "bundle": {"name": bundle.manifest.name, "identity": bundle.identity},
@@ -115,7 +121,8 @@ def run(
         "peers": guests.results(invited, absent, times, peaks, times[reference]),
         "bandwidth": {**limits[reference], "graphs": limits},
         "profile": {name: profile(bundle, name, threads, ids) for name in asked},
-        "growth": _growth(bundle, grown, asked, reference, threads, walk, progress),
+        "growth": growth,
+        "growth_absent": not_grown,
         "reference": reference,
         "default_graph": bundle.default_graph,
         "steps": times[reference].step_ms.size,
@@ -166,21 +173,35 @@ def _by_threads(
     return found
 
 
+def _growing(bundle: Bundle, grown: Sequence[str], asked: Sequence[str], reference: str) -> list[str]:
+    """Which graphs' growth is measured: the reference's, and that of the first one with float weights; only
+    fused graphs can grow. Raises DsmrError where nothing can, or for an unknown table."""
+    growths.check(grown)
+    fused = [name for name in asked if bundle.graph(name).ops == "fused"]
+    whole = [name for name in fused if bundle.graph(name).quantization is None]
+    chosen = [name for name in dict.fromkeys((*whole[:1], reference)) if name in fused]
+    if grown and not chosen:
+        raise DsmrError(f"{', '.join(asked)} of {bundle.path} cannot grow: name a fused graph with --graph")
+    return chosen
+
+
 def _growth(
     bundle: Bundle,
     grown: Sequence[str],
-    asked: Sequence[str],
-    reference: str,
+    names: Sequence[str],
     threads: int,
     walk: bool,
     progress: Progress,
-) -> dict[str, Any]:
-    """Of the reference and of the first graph with float weights beside it; only fused graphs can grow."""
-    whole = [name for name in asked if bundle.graph(name).quantization is None]
-    chosen = [name for name in dict.fromkeys((*whole[:1], reference)) if bundle.graph(name).ops == "fused"]
-    if not grown:
-        return {}
-    return growths.growth(bundle, grown, progress, graphs=chosen, threads=threads, walk=walk)
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tables that could be made, and why others could not: one that fails costs no other its figures."""
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    for table in grown:
+        try:
+            found |= growths.growth(bundle, [table], progress, graphs=names, threads=threads, walk=walk)
+        except DsmrError as error:
+            absent[table] = str(error)
+    return found, absent
 
 
 def _row(times: Times, music_s_per_token: float) -> dict[str, Any]:

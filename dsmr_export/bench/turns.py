@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr_export.bench.process import Remote
+from dsmr_export.bench.process import LostError, Remote
 from dsmr_export.bench.system import memory_bytes
 
 WARM_STEPS = 20
@@ -88,12 +88,23 @@ def take_turns(
     size: int,
     progress: Progress = lambda what, done, total: None,
     what: str = "steps",
+    lost: dict[str, str] | None = None,
 ) -> dict[str, Times]:
-    """Everybody's steps: ``rounds`` turns of ``size``, in the order given, each a ``Contestant`` far away."""
+    """Everybody's steps: ``rounds`` turns of ``size``, in the order given, each a ``Contestant`` far away.
+
+    lost: gets the names of those whose process was lost, and why, and the others go on; without it that
+    raises LostError.
+    """
     turns: dict[str, list[Turn]] = {name: [] for name in contestants}
     for number in range(rounds):
-        for name, contestant in contestants.items():
-            turns[name].append(contestant.ask("turn", size))
+        for name in list(turns):
+            try:
+                turns[name].append(contestants[name].ask("turn", size))
+            except LostError as error:
+                if lost is None:
+                    raise LostError(f"{name}: {error}") from error
+                lost[name] = str(error)
+                del turns[name]
         progress(what, number + 1, rounds)
     return {name: _joined(found) for name, found in turns.items()}
 

@@ -42,6 +42,7 @@ def place(bundle: Bundle, named: bool, output: Path | None, force: bool) -> Plac
                 "give a file elsewhere"
             )
     if inside is not None:
+        _require_folder(bundle.path)  # where its SHA256SUMS is replaced
         _make_folder(path.parent)
     _require_folder(path.parent)
     _require_page(path, force)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,9 @@ MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 """include/uapi/asm-generic/mman-common.h of Linux; the second, from 6.1 on, does it at once instead of by and
 by."""
 
+Block = tuple[int, int]
+"""Start and end of memory, in bytes."""
+
 _ANONYMOUS = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *(?:\[heap\])?$")
 
 
@@ -34,19 +37,30 @@ def large_pages() -> Iterator[None]:
     What was there before stays as it is. Never raises by itself.
     """
     size = page_bytes()
-    before = dict(_anonymous()) if size else {}
+    before = list(_anonymous()) if size else []
     yield
     if not size:
         return
     with suppress(OSError, AttributeError):  # no /proc, no madvise: small pages do too
         advise = ctypes.CDLL(None).madvise
-        for start, end in _anonymous():
-            # A block that only grew: what it had before is not ours to change.
-            first = -(-max(start, before.get(start, start)) // size) * size
+        for start, end in _without(_anonymous(), before):
+            first = -(-start // size) * size
             whole = (end - first) // size * size
             if whole > 0:
                 for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
                     advise(ctypes.c_void_p(first), ctypes.c_size_t(whole), advice)
+
+
+def _without(blocks: Iterable[Block], before: Sequence[Block]) -> Iterator[Block]:
+    """What blocks have more than there was before. Linux joins new blocks to old ones, at either end."""
+    for start, end in blocks:
+        for old_start, old_end in before:  # ascending, as the system lists them
+            if old_end > start and old_start < end:
+                if old_start > start:
+                    yield start, old_start
+                start = max(start, old_end)
+        if start < end:
+            yield start, end
 
 
 def page_bytes() -> int:
@@ -61,9 +75,10 @@ def page_bytes() -> int:
         return 0
 
 
-def _anonymous() -> Iterator[tuple[int, int]]:
+def _anonymous() -> Iterator[Block]:
     """Start and end of each block of this process's own memory that no file lies behind."""
     with suppress(OSError):
-        for line in MAPS.read_text().splitlines():
+        # Addresses are ASCII, names of files may be anything.
+        for line in MAPS.read_text(encoding="latin-1").splitlines():
             if found := _ANONYMOUS.match(line):
                 yield int(found[1], 16), int(found[2], 16)

@@ -82,6 +82,10 @@ def sample(
 def _draw(p: NDArray[np.float64], rng: Generator) -> int:
     """A place, with a probability in proportion to p [A]."""
     mass = p.cumsum()
+    if not mass[-1] > 0:
+        raise DsmrError(
+            "the logits are not numbers, so the graph's weights are damaged: export the bundle again"
+        )
     # Strictly above the draw: what has probability zero is never chosen, not even by a draw of exactly 0.
     return int(mass.searchsorted(rng.random() * mass[-1], side="right"))
 
