@@ -59,6 +59,16 @@ def measure(
     return {found["name"]: Count(found["instructions"], found["kinds"]) for found in run.results}
 
 
+def measure_positions(
+    arm: Emulator, folder: Path, cpu: str, recipe: str, positions: Sequence[int]
+) -> dict[int, int]:
+    """Instructions of a token by its position in a stream whose windows are full."""
+    where = [str(position) for position in positions]
+    command = (HERE / "guest_position.py", folder, str(STEPS), recipe, *where)
+    run = arm.run(cpu, *command, count=True, timeout_s=1800)
+    return {found["position"]: found["instructions"] for found in run.results}
+
+
 def measure_sampling(arm: Emulator, cpu: str) -> int:
     """Instructions of a played token besides its graph's step, with the bundled model's vocabulary."""
     run = arm.run(cpu, HERE / "guest_sampling.py", str(SAMPLED), count=True)

@@ -65,17 +65,17 @@ def random(shape: Sequence[int], dtype: type | np.dtype, rng: np.random.Generato
     return rng.standard_normal(shape, np.float32)
 
 
-def full(bundle: Bundle, name: str) -> Snapshot:
-    """Of a stream whose windows are all full, of random keys and values."""
+def full(bundle: Bundle, name: str, position: int = POSITION) -> Snapshot:
+    """Of a stream whose windows are all full, of random keys and values; `position` is the next token's."""
     empty, rng = Stream(bundle, name).snapshot(), np.random.default_rng(0)
     state = {tensor: random(array.shape, array.dtype, rng) for tensor, array in empty.state.items()}
     count = bundle.graph(name).stream.wrap_at
-    return replace(empty, position=POSITION, consumed=POSITION, count=count, state=state)
+    return replace(empty, position=position, consumed=position, count=count, state=state)
 
 
-def per_token(counter: Counter, bundle: Bundle, name: str, steps: int) -> float:
+def per_token(counter: Counter, bundle: Bundle, name: str, steps: int, position: int = POSITION) -> float:
     """The mean of the steps after a full state."""
-    stream, snapshot = Stream(bundle, name), full(bundle, name)
+    stream, snapshot = Stream(bundle, name), full(bundle, name, position)
     stream.restore(snapshot)
     for token in range(WARM_UP):
         stream.step(5 + token)

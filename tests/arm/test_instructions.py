@@ -74,6 +74,19 @@ def test_sampling_takes_what_it_took(arm: Emulator) -> None:
     assert abs(fresh / kept - 1) <= 2 * GATE, f"{kept:,} instructions are now {fresh:,}: {COMMAND}"
 
 
+POSITIONS = (10_000, 1_000_000, 1_000_000_000)
+
+
+@pytest.mark.slow
+def test_a_token_costs_the_same_wherever_it_is(arm: Emulator, counted_graphs: Callable[[str], Path]) -> None:
+    """The 25 M model in int8; a stream has no length that it slows down with."""
+    if not arm.counts:
+        pytest.skip("there was no gcc for the instruction counter when the emulation was set up")
+    found = count.measure_positions(arm, counted_graphs(MODEL), "cortex-a72", "int8-dynamic", POSITIONS)
+    print(found)
+    assert max(found.values()) <= 1.005 * min(found.values())
+
+
 @pytest.mark.parametrize("cpu", CPUS)
 def test_sampling_is_a_small_part_of_a_played_token(cpu: str) -> None:
     """By the kept counts: a twentieth of what the 25 M model's int8 step takes."""
