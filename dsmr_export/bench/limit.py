@@ -56,13 +56,14 @@ def probe(bytes_: int, threads: int = 1, seconds: float = SECONDS) -> float:
     def read(part: slice) -> None:
         np.matmul(rows[part], columns[part], out=sums[part])
 
-    best, passes, until = float("inf"), 0, perf_counter() + seconds
+    best, spent, passes = float("inf"), 0.0, 0
     with ThreadPoolExecutor(threads) as pool:
         run = map if threads == 1 else pool.map
-        while passes < PASSES or perf_counter() < until:
+        while passes < PASSES or spent < seconds:
             began = perf_counter()
             list(run(read, parts))
-            best, passes = min(best, perf_counter() - began), passes + 1
+            taken = perf_counter() - began
+            best, spent, passes = min(best, taken), spent + taken, passes + 1
     return (rows.nbytes + columns.nbytes) / best / 1e9
 
 
