@@ -61,42 +61,20 @@ def probabilities(
 def sample(
     logits: NDArray[np.float32], sampling: Sampling, rng: Generator, allowed: NDArray[np.bool_] | None = None
 ) -> int:
-    """One token id from logits [V] under a boolean mask [V].
+    """One token id from logits [V] under a boolean mask [V]; draws once, or never at temperature 0.
 
-    Draws once, or never at temperature 0; a second time where top-p rejects the first, so that the sort is
-    needed only then: a draw from all, kept if it lies in the nucleus, else one from the nucleus has the
-    nucleus's distribution.
+    Raises DsmrError for logits that are no numbers.
     """
     ids, possible = _possible(logits, allowed)
     if sampling.temperature == 0:
         return int(ids[possible.argmax()])
-    nucleus = sampling.top_p < 1.0 and not sampling.min_p
-    p = _weights(possible, sampling, nucleus=not nucleus)
-    place = _draw(p, rng)
-    if nucleus and not _in_nucleus(p, place, sampling.top_p):
-        _keep_nucleus(p, sampling.top_p)
-        place = _draw(p, rng)
-    return int(ids[place])
-
-
-def _draw(p: NDArray[np.float64], rng: Generator) -> int:
-    """A place, with a probability in proportion to p [A]."""
-    mass = p.cumsum()
+    mass = _weights(possible, sampling).cumsum()
     if not mass[-1] > 0:
         raise DsmrError(
             "the logits are not numbers, so the graph's weights are damaged: export the bundle again"
         )
     # Strictly above the draw: what has probability zero is never chosen, not even by a draw of exactly 0.
-    return int(mass.searchsorted(rng.random() * mass[-1], side="right"))
-
-
-def _in_nucleus(p: NDArray[np.float64], place: int, top_p: float) -> bool:
-    """Whether the tokens before this one, those more likely and of equals those with lower ids, have less
-    mass than top_p: without sorting."""
-    own, most = p[place], top_p * p.sum()
-    if p[p >= own].sum() - own < most:  # even if all its equals came before it
-        return True
-    return bool(p[p > own].sum() + own * np.count_nonzero(p[:place] == own) < most)
+    return int(ids[mass.searchsorted(rng.random() * mass[-1], side="right")])
 
 
 # What costs here is calls, not arithmetic: an array of a few hundred numbers takes about as long as an empty
@@ -113,11 +91,8 @@ def _possible(
     return ids, logits.take(ids)
 
 
-def _weights(logits: NDArray[np.float32], sampling: Sampling, nucleus: bool = True) -> NDArray[np.float64]:
-    """Probabilities before they are made to add up to 1, the largest of them 1: float64, as the logits.
-
-    nucleus: whether top-p is applied; without it the caller does.
-    """
+def _weights(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
+    """Probabilities before they are made to add up to 1, the largest of them 1: float64, as the logits."""
     x = logits.astype(np.float64)
     x -= x.max()
     if sampling.temperature != 1:
@@ -126,7 +101,7 @@ def _weights(logits: NDArray[np.float32], sampling: Sampling, nucleus: bool = Tr
     if 0 < sampling.top_k < len(p):
         edge = np.partition(p, len(p) - sampling.top_k)[len(p) - sampling.top_k]
         p[p < edge] = 0.0
-    if nucleus and sampling.top_p < 1.0:
+    if sampling.top_p < 1.0:
         _keep_nucleus(p, sampling.top_p)
     if sampling.min_p > 0.0:
         p[p < sampling.min_p * p.max()] = 0.0
