@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import platform
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from dsmr_export.runtime import Bundle, Stream, pages
+from dsmr_export.runtime.session import version_tuple
 
 MB = 1 << 20
 
@@ -25,6 +27,8 @@ def size() -> int:
     size = pages.page_bytes()
     if not size or "[always]" in (pages.SETTINGS / "enabled").read_text():
         pytest.skip("this kernel has no large pages, or gives them unasked: nothing to see")
+    if version_tuple(platform.release()) < (6, 1):
+        pytest.skip(f"Linux {platform.release()} gives large pages by and by, from 6.1 on at once")
     before = on_large_pages()
     block = mmap.mmap(-1, 8 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_HUGEPAGE)
