@@ -369,9 +369,9 @@ def panel(title: str) -> tuple[Figure, Axes]:
 
 
 @styled
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.png and NAME.svg into the folder, each whole or not at all. Raises OutputError."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+def save(figure: Figure, folder: Path, name: str, suffixes: Sequence[str] = (".png", ".svg")) -> list[Path]:
+    """Writes NAME with each suffix into the folder, each whole or not at all. Raises OutputError."""
+    paths = [folder / f"{name}{suffix}" for suffix in suffixes]
     try:
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsmr_export.errors import OutputError
-from dsmr_export.figures import INK, panel, styled
+from dsmr_export.figures import INK, panel, require_folder, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,22 +34,10 @@ def figures(growth: Mapping[str, Sequence[Row]]) -> dict[str, Figure]:
 @styled
 def write(growth: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
     """Writes growth-NAME.svg for every table into the folder (made if missing). Raises OutputError."""
+    require_folder(folder)
     paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(growth).items():
-            paths.append(folder / f"growth-{name}.svg")
-            unfinished = paths[-1].with_name(f".{paths[-1].name}.{os.getpid()}.tmp")
-            try:
-                figure.savefig(unfinished, metadata={"Date": None}, format="svg")
-                os.replace(unfinished, paths[-1])
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{folder}: plots cannot be written there ({reason}); choose another folder"
-        ) from error
+    for name, figure in figures(growth).items():
+        paths += save(figure, folder, f"growth-{name}", (".svg",))
     return paths
 
 
