@@ -193,8 +193,8 @@ const TICKS_PER_QUARTER = DEFAULT_TEMPO / 1000; // so one tick is one millisecon
 const RELEASE = 64;
 
 /**
- * A performance as a one-track MIDI file, byte for byte what `dsmr play --save` writes: reading it back gives the same
- * performance. (midi-file's own writer copies all it has with every event, so an hour of music takes it a minute.)
+ * A performance as a one-track MIDI file, byte for byte what the Python runtime writes: reading it back gives the same
+ * performance. (midi-file's own writer copies the whole track with every event: 20,000 notes take it a minute.)
  */
 export function writeMidi(notes: readonly Note[], stepMs: number): Uint8Array<ArrayBuffer> {
   const track = [0, 0xff, 0x51, 3, ...bigEndian(DEFAULT_TEMPO, 3), 0, 0xc0, 0];
