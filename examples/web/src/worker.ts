@@ -47,4 +47,5 @@ async function answer(message: ToWorker): Promise<void> {
   }
 }
 
-void work();
+// A rejection alone would never reach the page, which would wait for ever.
+work().catch((error) => self.reportError(error));

@@ -62,7 +62,7 @@ function* figures(view: View): Iterable<readonly [name: string, text: string]> {
   if (!opened) return;
   const groups = view.horizons.map(({ layers, tokens }) => `${layersText(layers)}: ${count(tokens)}`);
   yield ["Memory, tokens", `${groups.join("; ")}; ${count(opened.budgetTokens)} in all`];
-  yield ["Graph", `${opened.graph}: ${opened.reason}`];
+  yield ["Graph", opened.reason];
   yield ["Size", `model ${bytesText(opened.modelBytes)}, its state ${bytesText(opened.stateBytes)}`];
   const { version, threads, simd } = opened.runtime;
   const how = `WASM, ${plural(threads, "thread")}, ${simd ? "SIMD" : "no SIMD"}`;

@@ -120,6 +120,7 @@ export class Desk {
   private get stopped(): Memory {
     const memory = this.present;
     this.answer = null;
+    this.until = 0;
     memory.forgetPlan();
     return memory;
   }
