@@ -6,13 +6,9 @@ failed export leaves nothing behind and a bundle that is being replaced stays wh
 
 from __future__ import annotations
 
-import errno
-import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +20,7 @@ from numpy.typing import NDArray
 
 from dsmr_export import budget, card, export, parity, quantize, quantize_state
 from dsmr_export import schedule as schedules
-from dsmr_export.errors import DsmrError, OutputError, OutputExistsError
+from dsmr_export.errors import DsmrError, OutputExistsError
 from dsmr_export.manifest import (
     MANIFEST,
     EventEntry,
@@ -44,6 +40,7 @@ from dsmr_export.model import tokenizer as tokens
 from dsmr_export.model.network import DSMR
 from dsmr_export.runtime import cpu
 from dsmr_export.runtime.bundle import Bundle, file_sha256, write_sums
+from dsmr_export.runtime.files import new_folder
 from dsmr_export.runtime.runner import FusedRunner
 from dsmr_export.runtime.selection import suits
 from dsmr_export.runtime.session import open_session, version_tuple
@@ -211,7 +208,7 @@ def pack(
         say(f"note: {sentence}")
     network = source.network(schedule)
     tokenizer = source.tokenizer()
-    with _new_folder(request.output, request.force) as folder:
+    with new_folder(request.output, request.force, "--output") as folder:
         shutil.copyfile(source.tokenizer_path, folder / TOKENIZER)
         made = _write_graphs(request, names, recipes, network, tokenizer, folder, say)
         manifest = _manifest(request, source, schedule, network, tokenizer, target, made, folder)
@@ -476,45 +473,6 @@ def versions() -> dict[str, str]:
         "numpy",
     )
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-@contextmanager
-def _new_folder(output: Path, force: bool) -> Iterator[Path]:
-    """A hidden folder beside `output`: it takes that name when the block ends well, and vanishes else."""
-    output = output.resolve()
-    new_parents = [parent for parent in output.parents if not parent.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
-            yield folder
-            folder.chmod(0o755)
-            _rename(folder, output, force)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for parent in new_parents:  # nearest first; one that holds the bundle stays
-                with suppress(OSError):
-                    parent.rmdir()
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(
-            f"{output} could not be written ({reason}): nothing was left behind; give another --output"
-        ) from error
-
-
-def _rename(folder: Path, output: Path, force: bool) -> None:
-    """Gives the folder its name; what had it before is put aside, and comes back on any failure."""
-    old = folder.with_name(folder.name + ".old")
-    try:
-        if force and output.exists():
-            os.rename(output, old)
-        os.rename(folder, output)
-    finally:
-        if old.exists():
-            if output.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(old, output)
 
 
 def summary(packed: Packed) -> dict[str, Any]:

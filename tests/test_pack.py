@@ -319,7 +319,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -
         "parity": (parity, "check"),
         "sums": (pack, "write_sums"),
         "open": (pack.Bundle, "open"),
-        "rename": (pack.os, "rename"),
+        "rename": (os, "rename"),
     }[stage]
     real, calls = getattr(module, name), []
 

@@ -1,11 +1,15 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dsmr_export.errors import OutputError
@@ -72,3 +76,46 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def new_folder(output: Path, force: bool, option: str) -> Iterator[Path]:
+    """A hidden folder beside ``output``: it takes that name when the block ends well, and vanishes else.
+
+    force: what has the name is replaced, and stays whole until then. option: by which another place is given.
+    Raises ``OutputError``.
+    """
+    output = output.resolve()
+    new_parents = [parent for parent in output.parents if not parent.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)
+            _rename(folder, output, force)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in new_parents:  # nearest first; one that holds the folder stays
+                with suppress(OSError):
+                    parent.rmdir()
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OutputError(
+            f"{output} could not be written ({reason}): nothing was left behind; give another {option}"
+        ) from error
+
+
+def _rename(folder: Path, output: Path, force: bool) -> None:
+    """Gives the folder its name; what had it before is put aside, and comes back on any failure."""
+    old = folder.with_name(folder.name + ".old")
+    try:
+        if force and output.exists():
+            os.rename(output, old)
+        os.rename(folder, output)
+    finally:
+        if old.exists():
+            if output.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, output)
