@@ -3,9 +3,9 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTHON ?= python3
 
-.PHONY: all install lint types test test-slow wheel wheel-check lock default-checkpoint default-bundle figures clean
+.PHONY: all install lint web-lint types test test-slow wheel wheel-check lock default-checkpoint default-bundle figures clean
 
-all: lint types test test-slow wheel-check
+all: lint web-lint types test test-slow wheel-check
 
 install:
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,11 @@ install:
 
 lint:
 	$(BIN)/ruff check .
+
+# The page's own checks: TypeScript's types, biome's style; with the Node.js that `dsmr web` would build it with.
+NPM := $(BIN)/python -m dsmr_export.web.node npm
+web-lint:
+	cd examples/web && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error && $(NPM) run --silent check
 
 # mypy does not follow the finder of an editable install, so it reads the wheel's own content.
 types: wheel

@@ -24,6 +24,7 @@ from dsmr_export import (
     cli_report,
     cli_status,
     cli_training,
+    cli_web,
 )
 from dsmr_export.cli_training import pieces_through_miditok
 from dsmr_export.options import (
@@ -69,6 +70,7 @@ main.add_command(cli_ports.ports)
 main.add_command(cli_quantize.quantize)
 main.add_command(cli_report.report)
 main.add_command(cli_status.status)
+main.add_command(cli_web.web)
 
 
 @main.command("export")

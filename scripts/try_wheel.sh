@@ -29,9 +29,15 @@ needed = [
     "dsmr_export/model/default/model.safetensors",
     "dsmr_export/assets/default/manifest.json",
     "dsmr_export/assets/default/SHA256SUMS",
+    "dsmr_export/web/page/index.html",
+    "dsmr_export/web/page/package-lock.json",
+    "dsmr_export/web/page/src/host/index.ts",
 ]
 missing = [name for name in needed if name not in names]
 assert not missing, f"the wheel lacks {missing}"
+own = tuple(f"dsmr_export/web/page/{folder}/" for folder in ("node_modules", "dist"))
+built = [name for name in names if name.startswith(own)]
+assert not built, f"the wheel carries what is built or fetched on the user's machine: {built[:3]}"
 assert any(name.endswith("licenses/LICENSE") for name in names), "the wheel lacks LICENSE"
 assert any(name.endswith("licenses/NOTICE") for name in names), "the wheel lacks NOTICE"
 print(f"{len(names)} files, all under dsmr_export/")
@@ -80,6 +86,17 @@ assert not any(sounding.values()), f"left sounding: {sounding}"
 assert file.length <= 10.5, f"{file.length:.1f} s instead of 10"
 print(f"{struck} notes in {file.length:.1f} s, every one of them ended")
 PY
+
+say "dsmr web says what to install where there is no Node.js, and finds the page's sources"
+mkdir no-node
+if PATH=$PWD/no-node XDG_CACHE_HOME=$PWD/cache venv/bin/dsmr web --out site 2>err.txt; then
+    die "dsmr web built a page without Node.js"
+fi
+cat err.txt
+grep -q "dsmr-export\[web\]" err.txt || die "the message does not name the extra to install"
+[ ! -e site ] || die "a refused dsmr web left a folder"
+[ -f "$(venv/bin/python -c 'from dsmr_export.web import build; print(build.sources())')/package-lock.json" ] ||
+    die "the sources of the page are not there"
 
 say "dsmr-export without torch says what to install"
 if venv/bin/dsmr-export --output bundle >out.txt 2>err.txt; then die "dsmr-export ran without torch"; fi

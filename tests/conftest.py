@@ -1,14 +1,20 @@
-"""What every test runs under: no telemetry, its own cache folder, property tests without a clock."""
+"""What every test runs under: no telemetry, its own cache folder, property tests without a clock; and what
+many share because it takes long to make."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
+
+from tests import chromium
 
 # Read when onnxruntime is imported, and some tests import it directly.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -57,3 +63,62 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory,
 
     with small_gate():
         return pack_tiny(tiny_checkpoint, tmp_path_factory.mktemp("export") / "bundle").path
+
+
+def skip_aloud(reason: str) -> NoReturn:
+    """With a line of its own at the end of a run, which -q shows too."""
+    warnings.warn(reason, stacklevel=2)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def web_build(own_cache: None) -> Path:
+    """The page of `dsmr web`, built once for a run of the tests: read it, never write into it."""
+    from dsmr_export.web import build, node
+
+    try:
+        return build.built(print)
+    except (node.NodeError, build.UnreachableError) as error:
+        skip_aloud(str(error))
+
+
+@pytest.fixture(scope="session")
+def web_site(web_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The static site that `dsmr web --out` writes of the prebuilt bundle: read it, never write into it."""
+    from dsmr_export.runtime import Bundle
+    from dsmr_export.web import site
+
+    folder = tmp_path_factory.mktemp("web") / "site"
+    site.write(Bundle.open(), web_build, folder, force=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def web_url(web_build: Path) -> Iterator[str]:
+    """Where `dsmr web` serves the prebuilt bundle."""
+    from dsmr_export.runtime import Bundle
+    from dsmr_export.web import site
+    from dsmr_export.web.serve import Server
+
+    with Server(site.of(Bundle.open(), web_build), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.url
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def web_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    program = chromium.found()
+    if program is None:
+        skip_aloud(f"no Chromium on the PATH, so no browser opens the page: {chromium.SETUP} installs one")
+    with chromium.browsing(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def web_page(web_url: str, web_browser: chromium.Browser) -> Iterator[chromium.Page]:
+    """The page, opened in a profile of its own; whatever is done with it, it says nothing on the console."""
+    with web_browser.page() as page:
+        page.open(web_url)
+        yield page
+        assert page.said == []

@@ -77,7 +77,8 @@ def test_base_install_is_light() -> None:
 
 def test_dev_includes_export_and_train() -> None:
     included = [requirement for requirement in EXTRAS["dev"] if requirement.name == PROJECT["name"]]
-    assert {extra for requirement in included for extra in requirement.extras} == {"export", "train", "live"}
+    extras = {extra for requirement in included for extra in requirement.extras}
+    assert extras == {"export", "train", "live", "web"}
 
 
 def test_extras_agree_on_the_version_of_a_package_they_share() -> None:

@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {"dsmr_export": "dsmr_export", "model": "dsmr_export.model", "targets": "dsmr_export.targets"}
+PAGE = {"dsmr_export.web.page": "examples/web"}
+"""Packed without being Python: what `dsmr web` builds its page from."""
 
 SHARED = {"dsmr_export", *(f"dsmr_export.{name}" for name in ("errors", "schedule", "state", "manifest"))}
 DEVICE = {"numpy", "onnxruntime", "mido", "rtmidi", "platformdirs"}
@@ -31,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "dsmr_export.runtime": SHARED | DEVICE | {"dsmr_export.runtime"},
     "dsmr_export.corpus": SHARED | {"dsmr_export.runtime"},
     "dsmr_export.targets": SHARED | {"dsmr_export.targets"},
+    "dsmr_export.web": SHARED | {"dsmr_export.runtime", "dsmr_export.web", "platformdirs"},
 }
 # The device install runs the command line: what it loads before a command is chosen must be light.
 HEAVY = {
@@ -129,10 +132,22 @@ def test_the_checker_sees_what_it_must(tmp_path: Path) -> None:
 def test_packages_in_pyproject_are_those_on_disk() -> None:
     setuptools = PROJECT["tool"]["setuptools"]
     on_disk = {module for module, path in OURS.items() if path.name == "__init__.py"}
-    assert set(setuptools["packages"]) == on_disk
+    assert set(setuptools["packages"]) == on_disk | PAGE.keys()
     # A folder of modules without __init__.py would be left out of the wheel without a word.
     assert {path.parent for path in OURS.values()} == {OURS[package].parent for package in on_disk}
-    assert setuptools["package-dir"] == {package: folder for folder, package in FOLDERS.items()}
+    assert setuptools["package-dir"] == PAGE | {package: folder for folder, package in FOLDERS.items()}
+
+
+def test_the_page_is_packed_whole_and_nothing_else_of_its_folder() -> None:
+    """Patterns that are the build's own: what is built from a wheel is what is built from the repository."""
+    from dsmr_export.web import build
+
+    (package,) = PAGE
+    assert tuple(PROJECT["tool"]["setuptools"]["package-data"][package]) == build.PATTERNS
+    files = set(build.files(build.sources()))
+    assert {"index.html", "package-lock.json", "src/host/index.ts", "public/sw.js"} <= files
+    assert not {name for name in files if name.startswith(("node_modules/", "dist/"))}
+    assert not list((ROOT / PAGE[package]).glob("*.py"))  # they would be packed, too
 
 
 def test_every_package_but_our_own_is_out_of_site_packages_top_level() -> None:

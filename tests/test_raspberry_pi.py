@@ -17,11 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dsmr_export import __version__
+from tests import wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "raspberry-pi"
 BASE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "dsmr_export", "model", "targets")
 
 # What each system of Raspberry Pi OS has: constraints, Python, glibc 2.N.
 SYSTEMS = [("constraints-bookworm-py311.txt", "3.11", 36), ("constraints-trixie-py313.txt", "3.13", 41)]
@@ -286,19 +286,14 @@ def test_install_twice_and_after_the_python_has_gone(pi: Machine) -> None:
 def test_dry_run_from_the_tree_leaves_it_as_it_is(pi: Machine) -> None:
     run = pi.install("--dry-run")
     assert f"source: {ROOT}" in run.stdout.splitlines()
-    copying = next(line for line in run.stdout.splitlines() if line.startswith("would run: cp"))
-    assert [word.removeprefix(f"{ROOT}/") for word in copying.split()[4:-1]] == list(PACKAGED)
+    copying = [line for line in run.stdout.splitlines() if line.startswith("would run: cp")]
+    copied = [word.removeprefix(f"{ROOT}/") for line in copying for word in line.split()[4:-1]]
+    assert copied == list(wheel.PACKAGED)
 
 
 def copied_tree(folder: Path) -> Path:
     """What is packaged, and the example: building leaves files in its tree."""
-    for name in PACKAGED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, folder)
+    wheel.copy_tree(folder)
     shutil.copytree(FOLDER, folder / "examples" / FOLDER.name)
     return folder
 
@@ -319,22 +314,10 @@ def really_install(script: Path, venv: Path, *arguments: str | Path) -> str:
 @pytest.mark.slow
 def test_install_a_wheel_for_real(tmp_path: Path) -> None:
     tree = copied_tree(tmp_path / "tree")
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--quiet",
-        "--outdir",
-        tmp_path,
-        tree,
-    ]
-    subprocess.run(build, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    made = wheel.build(tree, tmp_path)
     venv = tmp_path / "dsmr"
     for _ in range(2):  # the second time the same wheel is installed again
-        printed = really_install(FOLDER / "install.sh", venv, "--wheel", wheel)
+        printed = really_install(FOLDER / "install.sh", venv, "--wheel", made)
         assert f"installed: {venv}/bin/dsmr" in printed and "would run: " in printed
     run = subprocess.run([venv / "bin" / "dsmr", "--version"], capture_output=True, text=True, check=True)
     assert __version__ in run.stdout

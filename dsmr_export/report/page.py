@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dsmr_export.report.blocks import Section
+from dsmr_export.web.build import sources
 
 HERE = Path(__file__).parent
-SCRIPTS = ("piano.js", "page.js")
+PIANO = "src/piano.js"
+"""The synthesizer, which the page of `dsmr web` has, too."""
 
 
 def render(
@@ -30,7 +32,8 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = "\n".join(_text(name) for name in SCRIPTS)
+    piano = (sources() / PIANO).read_text(encoding="utf-8")
+    script = "\n".join(('"use strict";', piano, _text("page.js")))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         title=title,

@@ -170,7 +170,10 @@ else
     # From a copy: pip would leave build/ in the tree, and pack what is there from an older run.
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
+    run mkdir -p "$copy/examples/web" # the sources of dsmr web's page, without what npm leaves beside them
     run cp -R "$tree"/{pyproject.toml,README.md,LICENSE,NOTICE,dsmr_export,model,targets} "$copy"
+    run cp -R "$tree/examples/web"/{index.html,package.json,package-lock.json,tsconfig.json,vite.config.ts,src,public} \
+        "$copy/examples/web"
     pip_install "${constraints[@]}" "$copy$extra"
 fi
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests import wheel
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,8 +31,6 @@ DOT_PRODUCTS = "cortex-a76"
 
 UNAVAILABLE = 3
 """Exit status of setup.sh where an emulation cannot be had, through no fault of the tree."""
-PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "dsmr_export", "model", "targets")
-"""What a wheel is built from."""
 INHERITED = ("PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME")
 """All that a guest sees of this process's environment: the rest changes from machine to machine, and with it
 how memory is laid out and, a little, what is counted."""
@@ -162,30 +160,8 @@ def set_up(folder: Path = FOLDER) -> Path:
 
 
 def unpacked_wheel(folder: Path) -> Path:
-    """Builds the wheel from a copy of the tree (building leaves files there) and unpacks it below
-    `folder`."""
-    tree, site = folder / "tree", folder / "site"
-    tree.mkdir(parents=True)
-    for name in PACKAGED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, tree)
-    build: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--quiet",
-        "--outdir",
-        folder,
-        tree,
-    ]
-    run = subprocess.run(build, capture_output=True, text=True)
-    if run.returncode:
-        raise EmulatorError(f"the wheel cannot be built: {run.stderr.strip()[-2000:]}")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    return site
+    """The content of our wheel, below `folder`. Raises EmulatorError where it cannot be built."""
+    try:
+        return wheel.unpacked(folder)
+    except RuntimeError as error:
+        raise EmulatorError(str(error)) from error
