@@ -181,12 +181,25 @@ def test_it_is_built_once(programs: Path, cache: Path, pieces: Path) -> None:
     install(programs, npm="[ ! -e node_modules ] && [ -e public/icon.svg ]")
     said: list[str] = []
     first = build.built(said.append, pieces)
-    assert first.parent == cache
+    assert first.parent.parent == cache
     assert (first / "assets" / "main.js").read_text() == "one"
     assert len(said) == 2 and all(line.startswith("building the page, once: ") for line in said)
     (programs / "node").unlink()  # nor is it needed any more
     assert build.built(said.append, pieces) == first and len(said) == 2
-    assert sorted(os.listdir(cache)) == sorted([first.name, "lock"])
+    assert sorted(os.listdir(cache)) == sorted([first.parent.name, "lock"])
+
+
+@pytest.mark.parametrize("gone", ["page/index.html", "page/assets/main.js", "files.json"])
+def test_a_build_that_something_is_missing_of_is_made_again(
+    programs: Path, cache: Path, pieces: Path, gone: str
+) -> None:
+    """Caches get cleaned by others, too, and not always as a whole."""
+    install(programs)
+    first = build.built(print, pieces)
+    whole = content(first)
+    (first.parent / gone).unlink()
+    assert build.built(print, pieces) == first
+    assert content(first) == whole
 
 
 def test_only_its_sources_name_a_build(programs: Path, cache: Path, pieces: Path, tmp_path: Path) -> None:
@@ -215,11 +228,11 @@ def test_builds_of_other_sources_go_when_nobody_used_them_lately(
     assert first.is_dir() and not (cache / ".build-killed").exists()
     long_ago = time.time() - 2 * build.KEPT_S
     for path in (first, second):
-        os.utime(path, (long_ago, long_ago))
+        os.utime(path.parent, (long_ago, long_ago))
     build.built(print, pieces)  # used again
     (pieces / "src" / "main.ts").write_text("three")
     third = build.built(print, pieces)
-    assert sorted(path for path in cache.iterdir() if path.is_dir()) == sorted([second, third])
+    assert sorted(path for path in cache.iterdir() if path.is_dir()) == sorted([second.parent, third.parent])
 
 
 NETWORK = """cat >&2 <<'END'
@@ -345,7 +358,8 @@ def test_two_at_once_build_one(programs: Path, cache: Path, pieces: Path) -> Non
     ]
     said = [process.communicate(timeout=60) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert {out for out, _ in said} == {f"{next(path for path in cache.iterdir() if path.is_dir())}\n"}
+    (kept,) = (path for path in cache.iterdir() if path.is_dir())
+    assert {out for out, _ in said} == {f"{kept / build.PAGE}\n"}
     assert (pieces / "builds").read_text() == ".\n"
     assert sum("being built by another process" in error for _, error in said) == 1
 

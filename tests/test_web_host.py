@@ -26,6 +26,8 @@ from dsmr_export.runtime.stream import Stream
 from tests.chromium import Page
 from tests.web_host import contents, rows, run, zipped
 
+pytestmark = pytest.mark.slow  # two minutes of models in a browser
+
 FP32 = 1e-3
 """Largest difference of a logit between two builds of onnxruntime (the golden vectors' own bound)."""
 TOP1 = 0.99
@@ -97,7 +99,6 @@ def test_the_default_bundle_agrees_on_a_held_out_piece(web_page: Page) -> None:
     assert top1 >= TOP1
 
 
-@pytest.mark.slow
 def test_the_bundled_checkpoint_in_fp32(web_page: Page, tmp_path: Path) -> None:
     from click.testing import CliRunner
 

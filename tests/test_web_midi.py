@@ -21,6 +21,8 @@ from tests.chromium import Page
 from tests.web_host import run
 from tests.web_music import EVENTS, TABLE, b64, both_tables, flat, refusal
 
+pytestmark = pytest.mark.slow  # a minute: every bundled piece in a browser
+
 READ = """
 const table = host.EventTable.fromManifest(given.events);
 return given.files.map(data => {

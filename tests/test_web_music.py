@@ -18,6 +18,8 @@ from tests.chromium import Page
 from tests.web_host import run
 from tests.web_music import EVENTS, RULES, TABLE, both_tables, flat, plain, refusal
 
+pytestmark = pytest.mark.slow  # half a minute of cases in a browser
+
 
 def storm(rng: np.random.Generator, table: EventTable, count: int) -> list[list[Any]]:
     """What a recorder may be told, in turns: keys, pedals and panic from several tracks and channels, clocks

@@ -18,7 +18,8 @@ from tests.web_session import MODEL, SESSION, do, hear, phase, prompt, wake
 STOP_S = 0.05
 """The issue's own bound."""
 
-pytestmark = pytest.mark.slow  # a minute and a half: the model plays in real time
+SLOW = pytest.mark.slow
+"""All but two: a minute and a half, because the model plays in real time."""
 
 
 def generated(page: Page) -> list[Note]:
@@ -63,6 +64,7 @@ def test_a_file_is_continued(ready: Page, tmp_path: Path) -> None:
     assert all(21 <= note.pitch <= 108 for note in notes)
 
 
+@SLOW
 def test_same_seed_same_notes(ready: Page, tmp_path: Path) -> None:
     """Twice from the file, and once more as variation A after another one was heard."""
     takes = []
@@ -81,6 +83,7 @@ def test_same_seed_same_notes(ready: Page, tmp_path: Path) -> None:
     assert starts[0] == starts[1] and len(starts[0]) >= 8
 
 
+@SLOW
 def test_variations_differ_and_come_back(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     do(ready, "answer()")
@@ -100,6 +103,7 @@ def test_variations_differ_and_come_back(ready: Page, tmp_path: Path) -> None:
     assert ready.ask(f"{SESSION}.view().variations.map(one => one.name)") == ["A", "B"]
 
 
+@SLOW
 def test_stop_silences_everything(ready: Page, tmp_path: Path) -> None:
     """Heard, not promised: the level of the sound 50 ms after the wish, release of the strings included."""
     hear(ready, tmp_path)
@@ -126,6 +130,7 @@ def test_stop_silences_everything(ready: Page, tmp_path: Path) -> None:
     assert ready.ask(f"{SESSION}.level()") < 0.001
 
 
+@SLOW
 def test_undo_takes_back_what_was_heard_last(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     position = ready.ask(f"{SESSION}.view().position")
@@ -138,6 +143,7 @@ def test_undo_takes_back_what_was_heard_last(ready: Page, tmp_path: Path) -> Non
     assert run(ready, f"return Array.from((await {SESSION}.peek(5)).ids)") == peeked
 
 
+@SLOW
 def test_a_saved_state_gives_the_same_next_token(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     do(ready, "answer()")
@@ -162,6 +168,7 @@ def test_a_saved_state_gives_the_same_next_token(ready: Page, tmp_path: Path) ->
     assert all(one["name"] != "a state" for one in do(ready, "saved()")["value"])
 
 
+@SLOW
 def test_what_is_played_is_heard_and_saved_as_midi(ready: Page, tmp_path: Path) -> None:
     do(ready, "begin()")
     run(
@@ -184,6 +191,7 @@ def test_what_is_played_is_heard_and_saved_as_midi(ready: Page, tmp_path: Path) 
     assert all(0.05 < (note.end - note.start) / 100 < 0.4 for note in performance)
 
 
+@SLOW
 def test_a_key_ends_an_answer(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     do(ready, "answer()")
@@ -197,6 +205,7 @@ def test_a_key_ends_an_answer(ready: Page, tmp_path: Path) -> None:
 # Nothing is lost
 
 
+@SLOW
 def test_a_file_that_is_no_midi_loses_nothing(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     before = ready.ask(f"[{SESSION}.view().position, {SESSION}.view().notes.length]")
@@ -205,6 +214,7 @@ def test_a_file_that_is_no_midi_loses_nothing(ready: Page, tmp_path: Path) -> No
     assert ready.ask(f"[{SESSION}.view().position, {SESSION}.view().notes.length]") == before
 
 
+@SLOW
 def test_a_damaged_bundle_leaves_the_open_one(ready: Page, tmp_path: Path) -> None:
     hear(ready, tmp_path)
     before = ready.ask(f"[{SESSION}.view().position, {SESSION}.view().opened.identity]")

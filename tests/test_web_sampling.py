@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dsmr_export.runtime.events import EventTable
 from dsmr_export.runtime.performer import pace_bias, seeded
@@ -13,6 +14,8 @@ from dsmr_export.runtime.sampling import Sampling, sample
 from tests.chromium import Page
 from tests.web_host import run
 from tests.web_music import EVENTS, TABLE, b64, both_tables, refusal
+
+pytestmark = pytest.mark.slow  # thousands of draws in a browser
 
 SEEDS = [0, 1, 7, 42, 2**31, 2**32 - 1, 2**32, 2**53 - 1, 2**64 - 1, 2**64, 10**30, 2**128 + 3, 2**300 + 11]
 

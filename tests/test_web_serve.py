@@ -97,7 +97,7 @@ def test_the_policy() -> None:
     assert policy["default-src"] == "'self'"
     assert policy["script-src"] == "'self' 'wasm-unsafe-eval'"
     assert policy["worker-src"] == "'self' blob:"
-    assert policy["connect-src"] == "'self' blob: data: https:"
+    assert policy["connect-src"] == "'self' blob: data: https: http://127.0.0.1:* http://localhost:*"
     assert policy["frame-ancestors"] == "'none'"
     assert "http:" not in serve.POLICY.replace("https:", "")
 

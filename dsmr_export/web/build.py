@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -32,8 +33,10 @@ PATTERNS = (
     "public/**/*",
 )
 """The sources, as pyproject.toml packs them."""
-KEPT_S = 86400.0
+KEPT_S = 30 * 86400.0
 """Seconds for which a build of other sources outlives its last use: a server may still be showing it."""
+PAGE, LIST = "page", "files.json"
+"""In a kept build: the page, and the names of its files, because caches get cleaned by others, too."""
 INSTALL = (
     *("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"),
     "--fetch-retry-mintimeout=1000",  # ms; npm's own 10 s are a long silence where there is no network
@@ -80,17 +83,27 @@ def built(say: Say, folder: Path | None = None) -> Path:
     folder = folder or sources()
     kept = _cache() / _digest(folder)
     try:
-        if not kept.is_dir():
+        if not _whole(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with _alone(kept.parent, say):
-                if not kept.is_dir():  # built by another process while this one waited
+                if not _whole(kept):  # built by another process while this one waited
+                    _remove(kept)
                     _build(folder, kept, find(), say)
                 _tidy(kept)
         os.utime(kept)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{kept.parent}: the page cannot be kept there ({reason}): {CACHE}") from error
-    return kept
+    return kept / PAGE
+
+
+def _whole(kept: Path) -> bool:
+    """Whether a build is there, with every file that was made."""
+    try:
+        names = json.loads((kept / LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all((kept / PAGE / name).is_file() for name in names)
 
 
 def _cache() -> Path:
@@ -136,7 +149,12 @@ def _build(folder: Path, kept: Path, node: Node, say: Say) -> None:
         _install(work, node)
         say("building the page, once: vite")
         _vite(work, node)
-        os.rename(work / "dist", kept)
+        made, page = work / "made", work / "made" / PAGE
+        made.mkdir()
+        os.rename(work / "dist", page)
+        names = [path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()]
+        (made / LIST).write_text(json.dumps(names), encoding="utf-8")
+        os.rename(made, kept)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -210,4 +228,12 @@ def _tidy(kept: Path) -> None:
     for path in kept.parent.iterdir():
         old = path.is_dir() and path != kept and path.stat().st_mtime < time.time() - KEPT_S
         if old or path.name.startswith(".build-"):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first, so that what a kill leaves of it is no build."""
+    if path.exists():
+        gone = path.with_name(f".build-{path.name.removeprefix('.build-')}-gone")
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)

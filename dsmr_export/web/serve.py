@@ -37,7 +37,8 @@ POLICY = "; ".join(
         "worker-src 'self' blob:",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
-        "connect-src 'self' blob: data: https:",  # a bundle may be opened by its address
+        # A bundle may be opened by its address.
+        "connect-src 'self' blob: data: https: http://127.0.0.1:* http://localhost:*",
         "object-src 'none'",
         "base-uri 'none'",
         "form-action 'none'",

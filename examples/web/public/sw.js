@@ -7,6 +7,7 @@
  */
 
 const OURS = `dsmr ${self.registration.scope} `;
+const PATIENCE_MS = 4000;
 const COMPLETE = "complete"; // an entry that is written last
 let keeping = Promise.resolve(false);
 
@@ -25,8 +26,18 @@ self.addEventListener("message", (event) => {
 self.addEventListener("fetch", (event) => {
   const { request } = event;
   if (request.method !== "GET" || new URL(request.url).origin !== self.location.origin) return;
-  event.respondWith(fetch(request).catch((error) => kept(request, error)));
+  event.respondWith(asked(request).catch((error) => kept(request, error)));
 });
+
+/** A network that takes the question and never answers is none: a page that is opened does not wait for it. */
+function asked(request) {
+  const answer = fetch(request);
+  if (request.mode !== "navigate") return answer;
+  return Promise.race([
+    answer,
+    new Promise((_, reject) => setTimeout(reject, PATIENCE_MS, new Error("no answer"))),
+  ]);
+}
 
 /** Whether the site is kept; one attempt at a time. */
 function keep() {
@@ -47,6 +58,14 @@ async function copy() {
       const response = await fetch(address(file), { cache: "no-cache" });
       if (!response.ok) throw new Error(`${file}: ${response.status}`);
       await cache.put(address(file), response);
+    }
+    // Another site may have taken the place of this one meanwhile: then this copy is of two.
+    const after = await fetch(address("site.json"), { cache: "no-cache" }).then((response) =>
+      response.json(),
+    );
+    if (after.version !== site.version) {
+      await caches.delete(name);
+      throw new Error("the site has changed");
     }
     await cache.put(address(COMPLETE), new Response());
   }

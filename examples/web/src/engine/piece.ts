@@ -8,6 +8,9 @@ import { History, nameOf, type Way } from "./history";
 import { notesOf, settingsOf } from "./saved_extra";
 import type { Stage } from "./stage";
 
+/** What the music waited for the model is said from here on; less stands among the figures. */
+const LATE_SAID_S = 0.1;
+
 /** What a piece needs of the session. */
 export interface Host {
   readonly settings: Settings;
@@ -135,7 +138,7 @@ export class Piece {
 
   /** The music waits for the model: said once an answer. */
   late(seconds: number): void {
-    if (this.lateSaid) return;
+    if (this.lateSaid || seconds < LATE_SAID_S) return;
     this.lateSaid = true;
     const ms = Math.round(seconds * 1000);
     this.host.notice(`The model was ${ms} ms late: the music waited for it, and goes on so much later.`);

@@ -303,7 +303,7 @@ export class WebSession implements Session, Host {
   // How it is done
 
   private get phase(): Phase {
-    if (this.opening) return "opening";
+    if (this.opening || this.progress) return "opening"; // a bundle, or a file that is being heard
     return this.opened ? this.stage.phase : "empty";
   }
 

@@ -93,10 +93,11 @@ async function get(url: string, what: string): Promise<Response> {
   try {
     response = await fetch(url);
   } catch (error) {
-    throw new HostError(
-      "bundle",
-      `${what} cannot be fetched (${(error as Error).message}): is the server there, and does it allow this page?`,
-    );
+    const plain = /^http:\/\/(?!127\.0\.0\.1[:/]|localhost[:/])/.test(url);
+    const todo = plain
+      ? "give an address with https://"
+      : "is the server there, and does it allow this page?";
+    throw new HostError("bundle", `${what} cannot be fetched (${(error as Error).message}): ${todo}`);
   }
   if (!response.ok)
     throw new HostError("bundle", `${what} cannot be fetched (${response.status}): check the address.`);

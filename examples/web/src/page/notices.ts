@@ -29,7 +29,12 @@ export class Notices {
     }
     if (waysOut.length > 0) notice.append(ways);
     const dismiss = made("button", "×", { type: "button", class: "dismiss", "aria-label": "Dismiss" });
-    dismiss.addEventListener("click", () => notice.remove());
+    dismiss.addEventListener("click", () => {
+      notice.remove();
+      // The keyboard's focus would begin at the top of the page again.
+      const next = this.where.querySelector<HTMLElement>(".dismiss") ?? document.getElementById("continue");
+      next?.focus();
+    });
     notice.append(dismiss);
     this.where.append(notice);
     while (this.where.children.length > MOST) this.where.firstElementChild?.remove();

@@ -1,5 +1,6 @@
 import type { Source } from "../protocol";
 import type { Session, View } from "../view";
+import { download, fileName } from "./download";
 import { button, element, input, write } from "./elements";
 import type { Notices, WayOut } from "./notices";
 import { chosenFolder, dropped, type Found, type Gathered, gather } from "./sources";
@@ -36,6 +37,14 @@ export class Opening {
     return true;
   }
 
+  /** Closes the panel; whether it was open. */
+  close(): boolean {
+    if (!this.asked) return false;
+    this.ask(false);
+    this.toggle.focus();
+    return true;
+  }
+
   show(view: View, started: boolean): void {
     const nothing = started && view.phase === "empty";
     this.panel.hidden = view.phase === "opening" || !(nothing || this.asked);
@@ -56,14 +65,23 @@ export class Opening {
   }
 
   async bundle(source: Source, graph?: string): Promise<void> {
+    const before = this.session.view();
+    const piece = before.opened && before.notes.length > 0 ? this.session.midi() : null;
     try {
       await this.session.open(source, graph);
       this.asked = false;
+      if (piece) this.offer(before.opened?.name ?? "", piece);
     } catch (error) {
       const { message, graphs = [] } = error as Error & { graphs?: readonly string[] };
       this.notices.show(message, this.otherGraphs(source, graphs));
       if (!this.session.view().opened) this.asked = true;
     }
+  }
+
+  /** What was played with the bundle before would be lost. */
+  private offer(name: string, piece: Uint8Array): void {
+    const save = { label: "Save its .mid", act: () => download(`${fileName()}.mid`, piece, "audio/midi") };
+    this.notices.show(`Another bundle is open: the piece with ${name} has ended.`, [save]);
   }
 
   /** The portable graph needs no kernel that a browser may lack: it is offered first. */

@@ -1,4 +1,5 @@
 import type { SavedEntry, Session, View } from "../view";
+import { download, fileName } from "./download";
 import { button, element, input, made } from "./elements";
 import type { Notices } from "./notices";
 import { bytesText } from "./wording";
@@ -93,18 +94,4 @@ export class PiecePanel {
   }
 }
 
-function download(name: string, data: Uint8Array, type: string): void {
-  const url = URL.createObjectURL(new Blob([data as Uint8Array<ArrayBuffer>], { type }));
-  made("a", "", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
-}
-
 const moment = (): string => new Date().toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-
-/** The local time, so that files lie in the order in which they were made. */
-function fileName(): string {
-  const now = new Date();
-  const digits = (value: number) => String(value).padStart(2, "0");
-  const day = [now.getFullYear(), now.getMonth() + 1, now.getDate()].map(digits).join("-");
-  return `dsmr ${day} ${[now.getHours(), now.getMinutes(), now.getSeconds()].map(digits).join(".")}`;
-}

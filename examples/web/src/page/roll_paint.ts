@@ -227,7 +227,7 @@ export class RollPaint {
   private octave(pitch: number, y: number, height: number): void {
     const { context, palette } = this;
     const middle = y + height / 2;
-    if (middle < this.top + 6 || middle > this.bottom - 5) return;
+    if (height < 7 || middle < this.top + 6 || middle > this.bottom - 5) return;
     context.fillStyle = this.scene.view.sounding.has(pitch) ? palette.paper : palette.keyText;
     context.textAlign = "right";
     context.font = FONT.replace("12px", "10px");

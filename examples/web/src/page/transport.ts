@@ -25,10 +25,10 @@ export class Transport {
     button("begin").addEventListener("click", () => void notices.attempt(session.begin()));
     this.pause.addEventListener("change", () => this.answerByItself());
     this.seconds.addEventListener("change", () => this.answerByItself());
-    // Space means "continue" again after a click of the mouse, and not the button that was clicked.
+    // Space means "continue" again after a click of the mouse, and not what was clicked.
     document.addEventListener("click", (event) => {
-      const clicked = (event.target as Element).closest("button");
-      if (event.detail > 0 && clicked?.closest(".playable")) clicked.blur();
+      const clicked = (event.target as Element).closest<HTMLElement>("button, summary, [type=checkbox]");
+      if (event.detail > 0 && !clicked?.closest("#opener")) clicked?.blur();
     });
   }
 
@@ -102,7 +102,7 @@ function stateText(view: View): string {
     case "empty":
       return "No bundle is open";
     case "opening":
-      return "Opening";
+      return view.progress?.what ?? "Opening";
     case "thinking":
       return "The model is about to play";
     case "answering":
