@@ -141,6 +141,7 @@ export class WebSession implements Session, Host {
   /** The next tokens, which are taken back, and the logits of the first. Ends an answer. */
   peek(tokens: number): Promise<Requests["peek"]["result"]> {
     this.stage.end(this.stage.advance(), "cut");
+    this.stage.remembered(); // what ended just now is certain then, as it is in a state that is saved
     return this.request("peek", { tokens });
   }
 
