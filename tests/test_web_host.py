@@ -229,7 +229,8 @@ def test_a_state_of_python_goes_on_in_the_browser(web_page: Page, tiny_export: P
     play = performer.play()
     for _ in range(100):
         next(play)
-    saved = to_bytes(SavedState(performer.snapshot(), "from Python"))
+    controls = {"controls": {"temperature": 1.0158730158730158, "density": 1e-17}}
+    saved = to_bytes(SavedState(performer.snapshot(), "from Python", controls))
     found, again, name = run(
         web_page,
         STATE

@@ -139,12 +139,13 @@ function concatenated(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
 
 // The random generator's numbers have 128 bits, and JSON's readers and writers here are exact only up to 53.
 
-const STRING_OR_LONG_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d{16,}/g;
+const STRING_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+const LONG_WHOLE_NUMBER = /^-?\d{16,}$/;
 const MARK = "\u0000big:";
 
 function fromJson(text: string): unknown {
-  const quoted = text.replace(STRING_OR_LONG_NUMBER, (part) =>
-    part[0] === '"' ? part : `"\\u0000big:${part}"`,
+  const quoted = text.replace(STRING_OR_NUMBER, (part) =>
+    LONG_WHOLE_NUMBER.test(part) ? `"\\u0000big:${part}"` : part,
   );
   return JSON.parse(quoted, (_, value) =>
     typeof value === "string" && value.startsWith(MARK) ? BigInt(value.slice(MARK.length)) : value,

@@ -25,6 +25,9 @@ import type { Timings } from "./timings";
 
 /** The first note of an answer comes within so much of its beginning. */
 const OPENING_S = 0.5;
+/** A plan that takes the place of another begins so much later than the present: behind all that the page may have
+ * handed to the sound meanwhile (80 ms ahead, and the way there and back). */
+const ANEW_S = 0.2;
 /** Tokens between two looks into the inbox. */
 const AT_ONCE = 8;
 /** Marks are whole states: so many bytes of them are kept, and four in any case. */
@@ -169,7 +172,8 @@ export class Desk {
   private noteKept(kept: boolean): void {
     if (kept || !this.answer) return;
     this.answer.anew = true;
-    this.answer.earliest = this.present.frame + 1;
+    this.answer.earliest =
+      this.present.frame + Math.round((ANEW_S * 1000) / this.present.bundle.table.stepMs);
   }
 
   private mark(): Requests["mark"]["result"] {

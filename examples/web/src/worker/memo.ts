@@ -5,6 +5,17 @@ import type { Memo } from "../host/host";
 
 // Where nothing can be kept (a private window, say), the golden vectors run at every load.
 export const memo: Memo = {
-  has: async (key) => Boolean(await get(key).catch(() => false)),
-  add: async (key) => set(key, true).catch(() => {}),
+  // `try`, not `catch()`: where storage is blocked the call itself throws.
+  async has(key) {
+    try {
+      return Boolean(await get(key));
+    } catch {
+      return false;
+    }
+  },
+  async add(key) {
+    try {
+      await set(key, true);
+    } catch {}
+  },
 };
