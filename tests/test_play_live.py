@@ -172,7 +172,7 @@ def test_a_session_answers_stops_and_ends_in_silence(
         assert ask(tmp_path / "sock", "bank") == {"ok": True, "said": "the theme"}
         until(lambda: len(player.ons(1)) >= 6, "a second answer")
         out, _ = end(process, kind)
-    until(lambda: not stuck(list(player.heard)), "silence")
+    until(lambda: not stuck(list(player.heard)), f"silence after {player.heard[-24:]}")
     found = json.loads(out)
     assert found["heard_notes"] == 5 and found["played_notes"] >= 6
     assert found["answer_ms"]["count"] >= 1 and found["answer_ms"]["p50"] >= 300

@@ -7,6 +7,7 @@ rtmidi says nothing when a device is unplugged; a `Watcher` looks at the list.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -32,6 +33,11 @@ EVERY_S = 0.5
 
 _UNPROVEN_BYTES = 8000
 """What may be sent without a look at the JACK server: rtmidi waits for ever in a full buffer (16 KiB)."""
+
+_PASSES_S = 0.1
+"""What was sent to JACK has been heard after this long. It passes once in a period (21 ms are usual), and a
+port that goes in that same one takes it along, where a hearer is late: on two cores with three busy processes
+17 of 60 bursts were lost, and none when the port stayed for 30 ms more."""
 
 _SERVER = "the JACK server"
 
@@ -258,6 +264,7 @@ class OutputPort(_Port):
 
     def __init__(self, name: str | None, virtual: str | None, api: Api | None = None) -> None:
         self._unproven_bytes = 0
+        self._sent_at_s = -math.inf
         super().__init__(name, virtual, api)
 
     def send(self, message: bytes) -> bool:
@@ -271,11 +278,20 @@ class OutputPort(_Port):
                 if self.orphaned:
                     self.connected = False
                     return False
+            self._sent_at_s = time.monotonic()
             try:
                 self._client.send_message(message)
             except OSError:  # every error of rtmidi's is one; ValueError: what is sent is no message
                 return False
             return True
+
+    def close(self) -> None:
+        """Closes when what was sent has been heard: a note-off that is lost here would sound for ever."""
+        with self._lock:
+            wait_s = self._sent_at_s + _PASSES_S - time.monotonic()
+            if self.api is Api.JACK and self.connected and not self.orphaned and wait_s > 0:
+                time.sleep(wait_s)
+            super().close()
 
 
 class Watcher:
