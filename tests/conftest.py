@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,12 +97,10 @@ def web_url(web_build: Path) -> Iterator[str]:
     """Where `dsmr web` serves the prebuilt bundle."""
     from dsmr_export.runtime import Bundle
     from dsmr_export.web import site
-    from dsmr_export.web.serve import Server
+    from tests.web_stand_in import serving
 
-    with Server(site.of(Bundle.open(), web_build), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.url
-        server.shutdown()
+    with serving(site.of(Bundle.open(), web_build)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

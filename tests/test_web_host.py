@@ -15,7 +15,7 @@ import pytest
 
 from dsmr_export import corpus
 from dsmr_export.runtime import Bundle
-from dsmr_export.runtime.bundle import default_path, write_sums
+from dsmr_export.runtime.bundle import default_path
 from dsmr_export.runtime.events import encode
 from dsmr_export.runtime.midi import read_midi
 from dsmr_export.runtime.performance import Note
@@ -24,7 +24,7 @@ from dsmr_export.runtime.sampling import Sampling
 from dsmr_export.runtime.saved_state import SavedState, read, to_bytes
 from dsmr_export.runtime.stream import Stream
 from tests.chromium import Page
-from tests.web_host import contents, rows, run, zipped
+from tests.web_host import contents, damage, rewritten, rows, run, zipped
 
 pytestmark = pytest.mark.slow  # two minutes of models in a browser
 
@@ -378,18 +378,9 @@ def refusal(page: Page, folder: Path, graph: str | None = None) -> list[Any]:
     return list(found)
 
 
-def rewritten(folder: Path, **values: Any) -> None:
-    """Other entries in the manifest, with checksums that fit."""
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    write_sums(folder)
-
-
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.npz", "tokenizer.json"])
 def test_one_changed_byte_is_noticed(web_page: Page, own: Path, name: str) -> None:
-    data = bytearray((own / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (own / name).write_bytes(data)
+    damage(own / name)
     assert refusal(web_page, own, "fp32")[:2] == [
         "bundle",
         f"{name} of own is not what was exported (its SHA-256 differs): copy the bundle again.",
@@ -469,7 +460,7 @@ def test_a_bundle_in_a_zip(web_page: Page, tiny_export: Path, within: str) -> No
            const { stream, reason } = await host.openStream(bundle, 'fp32');
            stream.free();
            return reason;""",
-        data=zipped(tiny_export, within),
+        data=base64.b64encode(zipped(tiny_export, within)).decode(),
     )
     assert reason.startswith("fp32: golden vectors pass (")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ import pytest
 from dsmr_export.runtime import Bundle
 from dsmr_export.web import serve, site
 from tests import tiny_bundle, web_stand_in
-from tests.web_stand_in import ask, content
+from tests.web_stand_in import ask, content, serving
 
 
 @pytest.fixture
@@ -27,14 +26,6 @@ def page(tmp_path: Path) -> Path:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return tiny_bundle.make_bundle(tmp_path / "tiny")
-
-
-@contextlib.contextmanager
-def serving(shown: site.Site) -> Iterator[str]:
-    with serve.Server(shown, 0) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield server.url
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsmr_export.runtime import Bundle
-from dsmr_export.runtime.bundle import default_path, write_sums
+from dsmr_export.runtime.bundle import default_path
 from dsmr_export.web import site
-from dsmr_export.web.serve import Server
 from tests.chromium import Browser, Page
-from tests.web_host import run
+from tests.web_host import damage, rewritten, run, zipped
 from tests.web_session import MODEL, SESSION, do, hear, phase, prompt, view, wake
+from tests.web_stand_in import serving
 
 pytestmark = pytest.mark.slow  # two minutes
 
@@ -57,17 +54,9 @@ def own(tmp_path: Path) -> Path:
     return Path(shutil.copytree(default_path(), tmp_path / "own"))
 
 
-def rewritten(folder: Path, **values: Any) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    write_sums(folder)
-
-
 def packed(folder: Path) -> Path:
     file = folder.with_suffix(".zip")
-    with zipfile.ZipFile(file, "w") as archive:
-        for path in folder.iterdir():
-            archive.write(path, path.name)
+    file.write_bytes(zipped(folder))
     return file
 
 
@@ -105,9 +94,7 @@ def test_what_is_refused_says_so_and_changes_nothing(ready: Page, own: Path, tmp
     dismiss(ready)
     assert memory(ready) == before
 
-    data = bytearray((own / "model.int8.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (own / "model.int8.onnx").write_bytes(data)
+    damage(own / "model.int8.onnx")
     ready.drop("canvas", [packed(own)])
     assert said(ready) == (
         "model.int8.onnx of own.zip is not what was exported (its SHA-256 differs): copy the bundle again."
@@ -275,22 +262,13 @@ def test_a_browser_without_webassembly_says_so(web_page: Page) -> None:
 # Without a network
 
 
-@pytest.fixture
-def served(web_build: Path) -> Iterator[Server]:
-    with Server(site.of(Bundle.open(), web_build), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-def test_it_works_offline_once_loaded(web_browser: Browser, served: Server) -> None:
+def test_it_works_offline_once_loaded(web_browser: Browser, web_build: Path) -> None:
     """The server ends, the page is loaded again, opens its bundle and plays."""
     with web_browser.page() as page:
-        page.open(served.url)
-        phase(page, "listening")
-        page.wait("document.documentElement.dataset.offline === 'ready'")
-        served.shutdown()
-        served.server_close()
+        with serving(site.of(Bundle.open(), web_build)) as url:
+            page.open(url)
+            phase(page, "listening")
+            page.wait("document.documentElement.dataset.offline === 'ready'")
         page.said.clear()
         page.call("Page.reload")
         page.wait("document.readyState === 'complete'")

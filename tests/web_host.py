@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsmr_export.manifest import MANIFEST
+from dsmr_export.runtime.bundle import write_sums
 from tests.chromium import Page
 
 _PREPARED = """
@@ -47,14 +49,28 @@ def contents(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def zipped(folder: Path, within: str = "") -> str:
-    """Base64 of a zip file with the folder's content."""
+def zipped(folder: Path, within: str = "") -> bytes:
+    """A zip file with the folder's content."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 archive.write(path, within + path.relative_to(folder).as_posix())
-    return base64.b64encode(packed.getvalue()).decode()
+    return packed.getvalue()
+
+
+def rewritten(folder: Path, **values: Any) -> None:
+    """Other entries in a bundle's manifest, with checksums that fit, whatever they are."""
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    write_sums(folder)
+
+
+def damage(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def rows(text: str, width: int) -> NDArray[np.float32]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from dsmr_export.web.serve import Server
+from dsmr_export.web.site import Site
 
 
 def page(folder: Path) -> Path:
@@ -25,6 +30,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+
+
+@contextmanager
+def serving(shown: Site) -> Iterator[str]:
+    """The address of a site that is served until the block ends."""
+    with Server(shown, 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.url
+        server.shutdown()
 
 
 def ask(

@@ -12,8 +12,8 @@ from dsmr_export.report.blocks import Section
 from dsmr_export.web.build import sources
 
 HERE = Path(__file__).parent
-PIANO = "src/piano.js"
-"""The synthesizer, which the page of `dsmr web` has, too."""
+PIANO, HOUSE = "src/piano.js", "src/house.css"
+"""The synthesizer and the house's colours, which the page of `dsmr web` has, too."""
 
 
 def render(
@@ -32,8 +32,8 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    piano = (sources() / PIANO).read_text(encoding="utf-8")
-    script = "\n".join(('"use strict";', piano, _text("page.js")))
+    shared = sources()
+    script = "\n".join(('"use strict";', _text(shared / PIANO), _text(HERE / "page.js")))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         title=title,
@@ -41,11 +41,11 @@ def render(
         sections=sections,
         music=music,
         generator=generator,
-        css=_text("page.css"),
+        css="\n".join((_text(shared / HOUSE), _text(HERE / "page.css"))),
         script=script,
         digest=digest,
     )
 
 
-def _text(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

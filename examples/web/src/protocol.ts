@@ -4,6 +4,7 @@ import type { HostErrorKind } from "./host/errors";
 import type { KeyEvent, Note } from "./host/performance";
 import type { Sampling } from "./host/sampling";
 import type { By } from "./host/tracks";
+import type { Spread } from "./timings";
 
 export { type By, MODEL, PLAYER } from "./host/tracks";
 
@@ -45,11 +46,9 @@ export interface WorkerStatus {
   readonly frame: number;
   readonly horizons: readonly Horizon[];
   /** Milliseconds per token: median and 99th percentile of the latest steps; null before the first. */
-  readonly stepMs: { readonly p50: number; readonly p99: number; readonly count: number } | null;
+  readonly stepMs: Spread | null;
   /** How many times the state can be taken back. */
   readonly marks: number;
-  /** Notes left out because the vocabulary has no word for their pitch. */
-  readonly outOfRange: number;
 }
 
 /** What `open` found. */
@@ -58,8 +57,6 @@ export interface Opened {
   /** SHA-256 of manifest.json, hex. */
   readonly identity: string;
   readonly graph: string;
-  /** Every graph of the bundle, in the order in which they would be tried. */
-  readonly graphs: readonly string[];
   /** Why this graph, in a sentence, with the golden figures. */
   readonly reason: string;
   readonly stepMs: number;

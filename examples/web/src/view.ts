@@ -2,6 +2,7 @@
 
 import type { Sampling } from "./host/sampling";
 import type { By, Horizon, Opened, Source } from "./protocol";
+import type { Spread } from "./timings";
 
 /** A note on the roll. `end` is null while it sounds. Frames of the piece. */
 export interface RollNote {
@@ -15,14 +16,6 @@ export interface RollNote {
 /** empty: no bundle yet; opening; listening; thinking: an answer was asked for, nothing of it sounds yet;
  * answering: the model plays. */
 export type Phase = "empty" | "opening" | "listening" | "thinking" | "answering";
-
-/** Milliseconds; null before the first measurement. */
-export interface Spread {
-  readonly p50: number;
-  readonly p99: number;
-  readonly max: number;
-  readonly count: number;
-}
 
 /** One way in which the last answer could go on. */
 export interface Variation {
@@ -53,7 +46,8 @@ export interface View {
   readonly position: number;
   readonly variations: readonly Variation[];
   readonly canUndo: boolean;
-  readonly stepMs: { readonly p50: number; readonly p99: number; readonly count: number } | null;
+  /** A token; null before the first, as are the other figures. */
+  readonly stepMs: Spread | null;
   /** From the wish for an answer to its first sound. */
   readonly answerMs: Spread | null;
   /** How much later than meant the model's events were handed to the sound. */

@@ -4,10 +4,9 @@ import { HostError } from "./host/errors";
 import { sentence } from "./host/host";
 import type { FromWorker, ToWorker } from "./protocol";
 import { Desk } from "./worker/desk";
-import { Timings } from "./worker/timings";
 
 const post = (message: FromWorker, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
-const desk = new Desk(post, new Timings(() => performance.now()));
+const desk = new Desk(post);
 const inbox: ToWorker[] = [];
 let wake = () => {};
 

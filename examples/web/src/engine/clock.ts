@@ -1,5 +1,7 @@
 /** Where music time lies in real time, and real time in the audio's. */
 
+import { frameAt } from "../host/performance";
+
 /** How long a reading of the audio's clock counts: longer, and the two clocks have drifted apart. */
 const READINGS_S = 2;
 
@@ -48,7 +50,7 @@ export class MusicClock {
 
   /** The frame of a moment; halves go up. */
   frame(seconds: number): number {
-    return this.stood ?? Math.floor((seconds - this.origin) * (1000 / this.stepMs) + 0.5);
+    return this.stood ?? frameAt(seconds - this.origin, this.stepMs);
   }
 
   /** The same with its fraction, as it is shown. */

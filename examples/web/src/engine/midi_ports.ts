@@ -1,11 +1,11 @@
 /** Keyboards and synthesizers through WebMIDI (https://www.w3.org/TR/webmidi/). */
 
+import { ALL_NOTES_OFF, ALL_SOUND_OFF, RESET, SUSTAIN } from "../host/controllers";
 import { HostError } from "../host/errors";
 import type { MidiPort } from "../view";
 import type { Act } from "./player";
 
 const [NOTE_OFF, NOTE_ON, CONTROL] = [0x80, 0x90, 0xb0];
-const [SUSTAIN, ALL_SOUND_OFF, RESET, ALL_NOTES_OFF] = [64, 120, 121, 123];
 
 /** What comes in as it went out no longer ago is our own output, heard back through a loop. */
 const ECHO_MS = 30;

@@ -9,9 +9,9 @@
 
 import type { KeyEvent } from "../host/performance";
 import { MODEL } from "../protocol";
+import { Timings } from "../timings";
 import type { RollNote } from "../view";
 import type { MusicClock } from "./clock";
-import { Timings } from "./timings";
 
 /** What is due so soon is handed to the sound. Longer than a tick that is late, shorter than a wish to stop. */
 export const AHEAD_S = 0.08;
@@ -133,7 +133,7 @@ export class Playback {
   /** Nothing that was handed over before lies in the future where this one is late: only what is to come moves. */
   private handOver(event: KeyEvent, now: number): void {
     const late = Math.max(now - this.clock.seconds(event.frame), 0);
-    this.lateness.add(late);
+    this.lateness.add(1000 * late);
     if (late > LATE_S) {
       this.clock.delay(late);
       this.waits = { count: this.waits.count + 1, seconds: this.waits.seconds + late };

@@ -1,8 +1,7 @@
 /** The player's hands: what is held down, and how it sounds. What is remembered of it is the roll's. */
 
+import { PEDAL_DOWN } from "../host/controllers";
 import type { Voice } from "./playback";
-
-const PEDAL_DOWN = 64;
 
 /** Something that the player did. `value`: velocity of an on, position 0-127 of a pedal, else 0. */
 export interface Act {

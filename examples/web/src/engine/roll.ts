@@ -1,9 +1,8 @@
 /** The notes of the piece, as the memory has them: what is shown is what is remembered. */
 
+import { PEDAL_DOWN } from "../host/controllers";
 import { type By, PLAYER, type Sounded } from "../protocol";
 import type { RollNote } from "../view";
-
-const PEDAL_DOWN = 64;
 
 /** A note under way. `held`: its key is down. */
 interface Open {

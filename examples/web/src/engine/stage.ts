@@ -5,12 +5,12 @@
 
 import type { KeyEvent } from "../host/performance";
 import { type FromWorker, MODEL, PLAYER, type Sounded, type ToWorker } from "../protocol";
+import { Timings } from "../timings";
 import type { RollNote } from "../view";
 import { MusicClock, type Timebase } from "./clock";
 import { Playback, type Voice } from "./playback";
 import { type Act, Player } from "./player";
 import { Roll } from "./roll";
-import { Timings } from "./timings";
 
 /** The first note of an answer sounds no sooner than this after its plan came: time for the next few. */
 const START_S = 0.03;
@@ -296,7 +296,7 @@ export class Stage {
 
   private played({ frame, kind, pitch, velocity }: KeyEvent, at: number): void {
     if (kind === "on" && this.wished !== null) {
-      this.answers.add(at - this.wished);
+      this.answers.add(1000 * (at - this.wished));
       this.wished = null;
     }
     this.hear({ frame, kind, pitch, value: velocity, channel: 0, by: MODEL });

@@ -58,8 +58,8 @@ export class Bundle {
     return readGolden(await verified(this.files, this.sums, file), file, this.manifest);
   }
 
-  grammar(ordered = false, allowEos = false): Grammar {
-    return new Grammar(this.table, this.manifest.grammar, { ordered, allowEos });
+  grammar(ordered = false): Grammar {
+    return new Grammar(this.table, this.manifest.grammar, { ordered });
   }
 }
 

@@ -14,6 +14,7 @@ import { Paced } from "./grammar";
 import { Pcg64 } from "./pcg64";
 import { type KeyEvent, Recorder } from "./performance";
 import { PlanMasks } from "./plan_masks";
+import { hear } from "./prompt";
 import { checkSampling, paceBias, type Sampling, sample } from "./sampling";
 import type { Snapshot, Stream } from "./stream";
 import { type By, MODEL, PLAYER } from "./tracks";
@@ -30,9 +31,6 @@ export const PLAN_TOKENS = 512;
 
 /** More tokens than this at once are fed in segments: a flood, never a pianist. */
 const STEPPED_TOKENS = 128;
-
-/** Tokens of one call while a prompt is heard. */
-const PROMPT_SEGMENT = 128;
 
 /** A whole memory at one moment: the stream, the grammar, the random generator, and what the player holds. */
 export interface Moment {
@@ -120,9 +118,9 @@ export class Memory {
     return this.recorder.settled;
   }
 
-  /** Notes outside the vocabulary's pitches, which were left out. */
-  get outOfRange(): number {
-    return this.recorder.dropped;
+  /** So many seconds in frames. */
+  frames(seconds: number): number {
+    return Math.round((seconds * 1000) / this.bundle.table.stepMs);
   }
 
   /** From the next token on. pace: null = the bundle's. Throws HostError "input". */
@@ -236,15 +234,7 @@ export class Memory {
   }
 
   private feedSegments(ids: readonly number[], progress?: (done: number) => void): void {
-    for (let start = 0; start < ids.length; start += PROMPT_SEGMENT) {
-      const segment = ids.slice(start, start + PROMPT_SEGMENT);
-      this.stream.feed(segment);
-      for (const id of segment) {
-        this.mask.advance(id);
-        this.noteFrame(this.mask.frame);
-      }
-      progress?.(start + segment.length);
-    }
+    hear(this.stream, this.mask, ids, () => this.noteFrame(this.mask.frame), progress);
   }
 
   /** The present is where the state is; the notes that sound in it belong to `owners`. */

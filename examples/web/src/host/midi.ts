@@ -9,6 +9,7 @@
  */
 
 import { type MidiData, type MidiEvent, parseMidi } from "midi-file";
+import { ALL_NOTES_OFF, ALL_SOUND_OFF, RESET, SUSTAIN } from "./controllers";
 import { HostError } from "./errors";
 import { type KeyEvent, type Note, Recorder, toEvents, toNotes } from "./performance";
 
@@ -17,7 +18,6 @@ const MAX_HOURS = 24;
 
 const DEFAULT_TEMPO = 500_000; // microseconds per quarter note
 const HIGHEST = 127; // what a byte of data may say
-const [SUSTAIN, ALL_SOUND_OFF, RESET, ALL_NOTES_OFF] = [64, 120, 121, 123];
 const CONTROLS = [SUSTAIN, ALL_SOUND_OFF, RESET, ALL_NOTES_OFF];
 
 export interface Reading {

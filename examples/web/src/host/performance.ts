@@ -7,7 +7,8 @@
  * does the same, so a model hears here exactly what it was trained on.)
  */
 
-const PEDAL_DOWN = 64;
+import { PEDAL_DOWN } from "./controllers";
+
 const LOUDEST = 127;
 
 /** One note. `start` and `end` in frames (end > start), `pitch` 0-127, `velocity` 1-127. */

@@ -5,10 +5,9 @@ import type { Bundle } from "./bundle";
 import { Paced } from "./grammar";
 import { SAMPLING } from "./memory";
 import { Pcg64 } from "./pcg64";
+import { hear } from "./prompt";
 import { paceBias, type Sampling, sample } from "./sampling";
 import type { Stream } from "./stream";
-
-const PROMPT_SEGMENT = 128;
 
 export class Performer {
   private readonly rng: Pcg64;
@@ -35,11 +34,7 @@ export class Performer {
 
   /** Ids that somebody else played. */
   hear(ids: readonly number[]): void {
-    for (let start = 0; start < ids.length; start += PROMPT_SEGMENT) {
-      const segment = ids.slice(start, start + PROMPT_SEGMENT);
-      this.stream.feed(segment);
-      for (const id of segment) this.mask.advance(id);
-    }
+    hear(this.stream, this.mask, ids);
   }
 
   /** The next token, which the stream has then heard. */

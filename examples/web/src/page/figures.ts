@@ -1,4 +1,5 @@
-import type { Spread, View } from "../view";
+import type { Spread } from "../timings";
+import type { View } from "../view";
 import { element, made, write } from "./elements";
 import { bytesText, count, layersText, milliseconds, plural } from "./wording";
 

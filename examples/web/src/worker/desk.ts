@@ -4,7 +4,7 @@ import type { Bundle } from "../host/bundle";
 import { HostError } from "../host/errors";
 import { encode } from "../host/events";
 import { type Files, filesAt, filesInFolder, filesInZip, filesInZipAt } from "../host/files";
-import { candidates, openBundle, openStream } from "../host/host";
+import { openBundle, openStream } from "../host/host";
 import { Memory, type Moment, PLAN_TOKENS } from "../host/memory";
 import { readMidi } from "../host/midi";
 import { ORT_VERSION } from "../host/onnxruntime";
@@ -20,8 +20,8 @@ import type {
   ToWorker,
   WorkerStatus,
 } from "../protocol";
+import { Timings } from "../timings";
 import { memo } from "./memo";
-import type { Timings } from "./timings";
 
 /** The first note of an answer comes within so much of its beginning. */
 const OPENING_S = 0.5;
@@ -33,6 +33,8 @@ const AT_ONCE = 8;
 /** Marks are whole states: so many bytes of them are kept, and four in any case. */
 const MARKS_BYTES = 128e6;
 const STATUS_EVERY_MS = 100;
+/** The figures of a token are of so many. */
+const STEPS_KEPT = 1024;
 
 type Message<N extends keyof Requests> = Extract<ToWorker, { kind: N }>;
 type Post = (message: FromWorker) => void;
@@ -43,11 +45,9 @@ export class Desk {
   private answer: { take: number; earliest: number; opening: number | null; anew: boolean } | null = null;
   private until = 0;
   private statusAt = 0;
+  private readonly stepMs = new Timings(STEPS_KEPT);
 
-  constructor(
-    private readonly post: Post,
-    private readonly timings: Timings,
-  ) {}
+  constructor(private readonly post: Post) {}
 
   /** Does what a message asks. Throws HostError, with nothing changed. */
   async handle(message: ToWorker): Promise<{ result: unknown; transfer: Transferable[] }> {
@@ -62,10 +62,9 @@ export class Desk {
     if (!memory || !answer || !this.wanted(memory)) return false;
     const events = [];
     for (let made = 0; made < AT_ONCE && this.wanted(memory); made++) {
-      const tokens = () => memory.planLength;
-      events.push(
-        ...this.timings.measure(tokens, () => memory.plan(1, answer.earliest, answer.opening, this.until)),
-      );
+      const began = performance.now();
+      events.push(...memory.plan(1, answer.earliest, answer.opening, this.until));
+      this.stepMs.add(performance.now() - began);
     }
     if (events.length) answer.opening = null;
     this.post({ kind: "planned", take: answer.take, events, reached: memory.planFrame, anew: answer.anew });
@@ -172,8 +171,7 @@ export class Desk {
   private noteKept(kept: boolean): void {
     if (kept || !this.answer) return;
     this.answer.anew = true;
-    this.answer.earliest =
-      this.present.frame + Math.round((ANEW_S * 1000) / this.present.bundle.table.stepMs);
+    this.answer.earliest = this.present.frame + this.present.frames(ANEW_S);
   }
 
   private mark(): Requests["mark"]["result"] {
@@ -199,7 +197,7 @@ export class Desk {
     memory.release(Math.max(frame, memory.frame), PLAYER);
     memory.settle();
     const earliest = memory.frame;
-    const opening = earliest + Math.round((OPENING_S * 1000) / memory.bundle.table.stepMs);
+    const opening = earliest + memory.frames(OPENING_S);
     this.answer = { take, earliest, opening, anew: false };
     this.until = Math.max(this.until, opening);
     return { frame: earliest };
@@ -238,9 +236,8 @@ export class Desk {
       position: memory.position,
       frame: memory.frame,
       horizons: horizonsOf(memory),
-      stepMs: this.timings.spread(),
+      stepMs: this.stepMs.spread(),
       marks: this.marks.length,
-      outOfRange: memory.outOfRange,
     };
   }
 }
@@ -268,7 +265,6 @@ function described(bundle: Bundle, memory: Memory, reason: string, status: Worke
     name: bundle.name,
     identity: bundle.identity,
     graph,
-    graphs: candidates(manifest),
     reason,
     stepMs: table.stepMs,
     pitchRange: table.pitchRange,
