@@ -6,6 +6,8 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -479,6 +481,47 @@ def test_an_address_without_a_bundle(web_page: Page) -> None:
         None,
     ]
     web_page.said.clear()  # the browser itself logs a 404
+
+
+def test_addresses_that_are_odd_or_none(web_page: Page) -> None:
+    text = "return refusal(() => host.openBundle(host.filesAt(given.url)))"
+    assert run(web_page, text, url="my bundle/")[1] == (
+        "SHA256SUMS cannot be fetched (no address): give one that begins with https://"
+    )
+    stray = run(
+        web_page,
+        """const files = host.filesAt(new URL('100%/', location).href);
+           return [files.name, await refusal(() => host.openBundle(files))];""",
+    )
+    assert stray[0] == "100%" and stray[1][0] == "bundle"
+    web_page.said.clear()  # the browser itself logs what is not there
+
+
+def test_a_download_that_is_cut_off(web_page: Page) -> None:
+    """By a server that promises more than it sends."""
+
+    class Cut(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+            self.wfile.write(b"half")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/bundle/"
+        kind, message, _ = run(
+            web_page, "return refusal(() => host.openBundle(host.filesAt(given.url)))", url=url
+        )
+        server.shutdown()
+    assert kind == "bundle"
+    assert message.startswith("SHA256SUMS cannot be fetched (")
+    assert message.endswith("): is the server there, and does it allow this page?")
+    web_page.said.clear()
 
 
 def test_ids_outside_the_vocabulary_are_refused(web_page: Page) -> None:

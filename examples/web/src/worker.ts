@@ -42,7 +42,8 @@ async function answer(message: ToWorker): Promise<void> {
     const graphs = (error as { graphs?: readonly string[] }).graphs;
     if ("id" in message)
       post({ kind: "failed", id: message.id, error: kind, message: sentence(error), graphs });
-    else throw error;
+    // A trap leaves onnxruntime in pieces: the page is told, and begins with another worker.
+    if (!("id" in message) || error instanceof WebAssembly.RuntimeError) throw error;
   }
 }
 

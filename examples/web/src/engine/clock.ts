@@ -46,7 +46,7 @@ export class MusicClock {
   private origin = 0;
   private stood: number | null = 0;
 
-  constructor(private readonly stepMs: number) {}
+  constructor(readonly stepMs: number) {}
 
   /** The frame of a moment; halves go up. */
   frame(seconds: number): number {

@@ -45,7 +45,7 @@ export class Piece {
   }
 
   /** One after the other, in the order of asking. */
-  inTurn(act: () => Promise<void>): Promise<void> {
+  inTurn<T>(act: () => Promise<T>): Promise<T> {
     const turn = this.busy.then(act);
     this.busy = turn.catch(() => {});
     return turn;
@@ -195,8 +195,10 @@ export class Piece {
       try {
         await go();
       } catch (error) {
-        if (this.host.alive) await this.unmark();
-        this.history.answer = answer;
+        if (this.host.alive) {
+          await this.unmark();
+          this.history.answer = answer;
+        }
         throw error;
       } finally {
         this.host.arrived();

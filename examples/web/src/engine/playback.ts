@@ -43,7 +43,7 @@ export interface Reports {
 }
 
 interface Strike {
-  readonly began: number;
+  readonly frame: number;
   readonly voice: Voice;
 }
 
@@ -96,15 +96,16 @@ export class Playback {
   /** Reports what has happened until now and hands over what is due soon. */
   run(now: number): void {
     this.happen(now);
-    while (this.queue.length && this.clock.seconds(this.queue[0].frame) <= now + AHEAD_S) {
-      this.handOver(this.queue.shift() as KeyEvent, now);
+    for (let event = this.next; event; event = this.next) {
+      if (this.clock.seconds(event.frame) > now + AHEAD_S) break;
+      if (event === this.queue[0]) this.queue.shift();
+      this.handOver(event, now);
     }
     this.happen(now);
     for (const handed of this.handed) {
       if (handed.at > now + WIRE_AHEAD_S) break;
       this.wire(handed);
     }
-    this.endLongNotes(now);
   }
 
   /** Throws away what is to come, and ends what sounds, as a damper does or at once. */
@@ -117,7 +118,7 @@ export class Playback {
     for (const [pitch, strike] of this.sounding) {
       strike.voice[how](now);
       this.outlet.wire(pitch, 0, now);
-      this.reports.played(this.off(pitch, now), now);
+      this.reports.played(off(pitch, this.clock.frame(now)), now);
     }
     this.queue = [];
     this.handed = [];
@@ -126,8 +127,15 @@ export class Playback {
     this.shown = null;
   }
 
-  private off(pitch: number, now: number): KeyEvent {
-    return { frame: this.clock.frame(now), kind: "off", pitch, velocity: 0 };
+  /** What is to be handed over next: an event of the plan, or the end of a note that would sound too long. */
+  private get next(): KeyEvent | undefined {
+    const planned: KeyEvent | undefined = this.queue[0];
+    for (const [pitch, { frame }] of this.last) {
+      const longest = frame + this.clock.frames(MAX_NOTE_S);
+      // Notes are in the order of their beginning: none of the others is too long sooner.
+      return planned && planned.frame <= longest ? planned : off(pitch, longest);
+    }
+    return planned;
   }
 
   /** Nothing that was handed over before lies in the future where this one is late: only what is to come moves. */
@@ -149,10 +157,9 @@ export class Playback {
       return;
     }
     if (ended) {
-      const off: KeyEvent = { frame: event.frame, kind: "off", pitch, velocity: 0 };
-      this.handed.push({ event: off, at, strike: ended, wired: false });
+      this.handed.push({ event: off(pitch, event.frame), at, strike: ended, wired: false });
     }
-    const strike = { began: at, voice: this.outlet.begin(pitch, velocity, at) };
+    const strike = { frame: event.frame, voice: this.outlet.begin(pitch, velocity, at) };
     this.last.set(pitch, strike);
     this.handed.push({ event, at, strike, wired: false });
   }
@@ -174,17 +181,10 @@ export class Playback {
     handed.wired = true;
     this.outlet.wire(handed.event.pitch, handed.event.velocity, handed.at);
   }
+}
 
-  private endLongNotes(now: number): void {
-    for (const [pitch, strike] of this.sounding) {
-      if (now < strike.began + MAX_NOTE_S || this.last.get(pitch) !== strike) continue;
-      strike.voice.release(now);
-      this.outlet.wire(pitch, 0, now);
-      this.last.delete(pitch);
-      this.sounding.delete(pitch);
-      this.reports.played(this.off(pitch, now), now);
-    }
-  }
+function off(pitch: number, frame: number): KeyEvent {
+  return { frame, kind: "off", pitch, velocity: 0 };
 }
 
 /** Notes of events in order; one whose end is not known yet has none. */

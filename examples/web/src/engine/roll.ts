@@ -37,6 +37,10 @@ export class Roll {
     return this.lit;
   }
 
+  knows(pitch: number): boolean {
+    return pitch >= this.pitchRange[0] && pitch <= this.pitchRange[1];
+  }
+
   /** Other notes from now on; those without an end end at `frame`. */
   become(notes: readonly RollNote[], frame: number): void {
     this.all = notes.map((note) =>
@@ -66,7 +70,7 @@ export class Roll {
   }
 
   private strike(frame: number, pitch: number, velocity: number, channel: number, by: By): void {
-    if (pitch < this.pitchRange[0] || pitch > this.pitchRange[1]) return;
+    if (!this.knows(pitch)) return;
     const before = this.open.get(pitch);
     const same = before ? before.place : this.justEnded(frame, pitch);
     if (same >= 0 && this.all[same].start === frame) {

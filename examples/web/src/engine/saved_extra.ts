@@ -1,6 +1,7 @@
 /** What this page adds to a saved state: the roll and how the model was sampled. Files bring it back, so it is read
  * as carefully as any file; a state that another program saved has none of it. */
 
+import { checkSampling, type Sampling } from "../host/sampling";
 import { MODEL, PLAYER } from "../protocol";
 import type { RollNote, Settings } from "../view";
 
@@ -31,11 +32,12 @@ export function notesOf(extra: unknown): readonly RollNote[] {
 export function settingsOf(extra: unknown): Partial<Settings> {
   const { settings } = (extra ?? {}) as { settings?: Partial<Settings> | null };
   const found: { -readonly [K in keyof Settings]?: Settings[K] } = {};
-  const { temperature, topK, topP, minP } = settings?.sampling ?? {};
-  const values = [temperature, topK, topP, minP];
-  if (values.every((value) => Number.isFinite(value)) && (temperature as number) >= 0) {
-    found.sampling = settings?.sampling as Settings["sampling"];
-  }
+  const { temperature, topK, topP, minP } = (settings?.sampling ?? {}) as Sampling;
+  const sampling = { temperature, topK, topP, minP };
+  try {
+    checkSampling(sampling);
+    found.sampling = sampling;
+  } catch {} // the page keeps its own
   if (Number.isSafeInteger(settings?.seed) && (settings?.seed as number) >= 0) found.seed = settings?.seed;
   return found;
 }

@@ -232,7 +232,7 @@ export class WebSession implements Session, Host {
 
   midi(): Uint8Array {
     const { notes } = this.stage.roll;
-    if (!this.opened || !notes.length) {
+    if (!notes.length) {
       throw new HostError("input", "There is no note yet: play something first.");
     }
     const now = Math.round(this.stage.now);
@@ -243,16 +243,18 @@ export class WebSession implements Session, Host {
       pitch,
       velocity,
     }));
-    return writeMidi(shifted, this.opened.stepMs);
+    return writeMidi(shifted, this.stage.stepMs);
   }
 
   saved(): Promise<readonly SavedEntry[]> {
     return this.deps.states.list(this.opened?.identity ?? null);
   }
 
-  async save(name: string): Promise<void> {
-    const data = await this.state(name);
-    await this.deps.states.put(name, this.opened?.identity ?? "", data);
+  save(name: string): Promise<void> {
+    return this.piece.inTurn(async () => {
+      const data = await this.state(name);
+      await this.deps.states.put(name, this.opened?.identity ?? "", data);
+    });
   }
 
   async load(key: string): Promise<void> {
@@ -264,8 +266,8 @@ export class WebSession implements Session, Host {
     return this.deps.states.remove(key);
   }
 
-  async exportState(name: string): Promise<Uint8Array> {
-    return new Uint8Array(await this.state(name));
+  exportState(name: string): Promise<Uint8Array> {
+    return this.piece.inTurn(async () => new Uint8Array(await this.state(name)));
   }
 
   importState(name: string, data: ArrayBuffer): Promise<void> {

@@ -91,6 +91,11 @@ export class Stage {
     return waits ? Math.min(now, Math.max(this.reached, this.latest)) : now;
   }
 
+  /** Milliseconds of a frame. */
+  get stepMs(): number {
+    return this.clock.stepMs;
+  }
+
   /** Whether time passes, so that ticks are needed. */
   get moves(): boolean {
     return !this.away && !this.clock.stands;
@@ -114,6 +119,8 @@ export class Stage {
     if (this.away) return;
     const at = this.advance(wished);
     const { kind, channel, pitch, value } = act;
+    // What the model has no word for sounds, and means nothing.
+    if ((kind === "on" || kind === "off") && !this.roll.knows(pitch)) return;
     if (kind === "on") {
       this.asked = true;
       this.events.struck(at);
@@ -241,16 +248,16 @@ export class Stage {
     this.events.changed();
   }
 
-  /** There is no memory any more. */
+  /** There is no memory any more; the notes are still there to be saved. */
   close(): void {
+    const frame = this.clock.frame(this.moment);
     this.take++;
     this.phase = "listening";
     this.away = true;
     this.playback.end(this.moment, "cut");
     this.outlets.silence();
     this.outlets.quiet();
-    this.unsaid = [];
-    this.arrive(0, []);
+    this.arrive(frame, this.roll.notes);
     this.away = true;
   }
 

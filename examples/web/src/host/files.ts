@@ -13,20 +13,19 @@ export interface Files {
 /** A folder on a server; `url` ends with a slash or not. */
 export function filesAt(url: string): Files {
   const base = url.endsWith("/") ? url : `${url}/`;
-  const name = decodeURIComponent(base.split("/").at(-2) ?? base);
+  const name = nameOf(base.split("/").at(-2) ?? base);
   return {
     name,
     async read(path) {
-      const response = await get(new URL(path.split("/").map(encodeURIComponent).join("/"), base).href, path);
-      return new Uint8Array(await response.arrayBuffer());
+      return new Uint8Array(await get(base + path.split("/").map(encodeURIComponent).join("/"), path));
     },
   };
 }
 
 /** A zip file at an address. */
 export async function filesInZipAt(url: string): Promise<Files> {
-  const response = await get(url, url);
-  return filesInZip(await response.blob(), decodeURIComponent(url.split("/").at(-1) ?? url));
+  const data = await get(url, url);
+  return filesInZip(new Blob([data]), nameOf(url.split("/").at(-1) ?? url));
 }
 
 /** A zip file; the bundle may lie in a folder of it. Throws HostError "bundle" for what is no zip. */
@@ -88,20 +87,32 @@ function within(
   };
 }
 
-async function get(url: string, what: string): Promise<Response> {
-  let response: Response;
+/** A part of an address as a name; one with a stray % as it stands. */
+function nameOf(part: string): string {
   try {
-    response = await fetch(url);
-  } catch (error) {
-    const plain = /^http:\/\/(?!127\.0\.0\.1[:/]|localhost[:/])/.test(url);
-    const todo = plain
-      ? "give an address with https://"
-      : "is the server there, and does it allow this page?";
-    throw new HostError("bundle", `${what} cannot be fetched (${(error as Error).message}): ${todo}`);
+    return decodeURIComponent(part);
+  } catch {
+    return part;
   }
-  if (!response.ok)
-    throw new HostError("bundle", `${what} cannot be fetched (${response.status}): check the address.`);
-  return response;
+}
+
+/** `what`: what messages call it. Throws HostError "bundle" for an address that is none, too. */
+async function get(url: string, what: string): Promise<ArrayBuffer> {
+  const refused = (why: unknown, todo: string) =>
+    new HostError("bundle", `${what} cannot be fetched (${why}): ${todo}`);
+  if (!URL.canParse(url)) throw refused("no address", "give one that begins with https://");
+  try {
+    const response = await fetch(url);
+    if (response.ok) return await response.arrayBuffer(); // which fails where the connection ends too early
+    throw refused(response.status, "check the address.");
+  } catch (error) {
+    if (error instanceof HostError) throw error;
+    const plain = /^http:\/\/(?!127\.0\.0\.1[:/]|localhost[:/])/.test(url);
+    throw refused(
+      (error as Error).message,
+      plain ? "give an address with https://" : "is the server there, and does it allow this page?",
+    );
+  }
 }
 
 function missing(path: string, name: string): HostError {

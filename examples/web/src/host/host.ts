@@ -85,7 +85,13 @@ async function attempt(bundle: Bundle, name: string, memo: Memo): Promise<Tried>
   requireVersion(entry.min_onnxruntime);
   const runtime = await onnxRuntime();
   const session = runtime.session(await bundle.model(name), manifest.session?.options ?? {});
-  const stream = new Stream(bundle, name, session);
+  let stream: Stream;
+  try {
+    stream = new Stream(bundle, name, session);
+  } catch (error) {
+    session.release();
+    throw error;
+  }
   try {
     const key = `golden ${bundle.identity} ${name} ${ORT_VERSION} ${navigator.userAgent}`;
     if (await memo.has(key))

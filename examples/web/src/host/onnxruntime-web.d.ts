@@ -26,6 +26,7 @@ declare module "onnxruntime-web/ort-wasm-simd-threaded.mjs" {
     _OrtReleaseSessionOptions(options: number): number;
     _OrtCreateSession(model: number, bytes: number, options: number): number;
     _OrtReleaseSession(session: number): number;
+    _OrtReleaseRunOptions(options: number): number;
     _OrtCreateTensor(
       type: number,
       data: number,

@@ -170,6 +170,7 @@ export class OrtSession {
   }
 
   release(): void {
+    this.module._OrtReleaseRunOptions(this.options);
     this.module._OrtReleaseSession(this.handle);
   }
 }

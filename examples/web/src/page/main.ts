@@ -112,6 +112,8 @@ async function start(): Promise<void> {
   session.onNotice((text) => notices.show(text));
   themeButton(() => roll.repaint());
   soundAtFirstGesture();
+  // Notes on MIDI out would sound on when the page is gone.
+  window.addEventListener("pagehide", () => void session.stop());
   openPanelsWhereThereIsRoom();
   changed();
   void printedLetters().then((names) => {

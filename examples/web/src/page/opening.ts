@@ -66,11 +66,11 @@ export class Opening {
 
   async bundle(source: Source, graph?: string): Promise<void> {
     const before = this.session.view();
-    const piece = before.opened && before.notes.length > 0 ? this.session.midi() : null;
+    const piece = before.notes.length > 0 ? this.session.midi() : null;
     try {
       await this.session.open(source, graph);
       this.asked = false;
-      if (piece) this.offer(before.opened?.name ?? "", piece);
+      if (piece) this.offer(before.opened?.name, piece);
     } catch (error) {
       const { message, graphs = [] } = error as Error & { graphs?: readonly string[] };
       this.notices.show(message, this.otherGraphs(source, graphs));
@@ -79,9 +79,11 @@ export class Opening {
   }
 
   /** What was played with the bundle before would be lost. */
-  private offer(name: string, piece: Uint8Array): void {
+  private offer(name: string | undefined, piece: Uint8Array): void {
     const save = { label: "Save its .mid", act: () => download(`${fileName()}.mid`, piece, "audio/midi") };
-    this.notices.show(`Another bundle is open: the piece with ${name} has ended.`, [save]);
+    const which =
+      name === undefined ? "The piece from before" : `Another bundle is open: the piece with ${name}`;
+    this.notices.show(`${which} has ended.`, [save]);
   }
 
   /** The portable graph needs no kernel that a browser may lack: it is offered first. */

@@ -24,7 +24,7 @@ export class PiecePanel {
 
   show(view: View): void {
     const working = !view.opened || view.phase === "opening";
-    button("save-midi").disabled = working || view.notes.length === 0;
+    button("save-midi").disabled = view.phase === "opening" || view.notes.length === 0;
     button("export-state").disabled = working;
     const saving = element("save-form", HTMLFormElement).querySelector("button") as HTMLButtonElement;
     saving.disabled = working;

@@ -9,6 +9,7 @@ import { Memory, type Moment, PLAN_TOKENS } from "../host/memory";
 import { readMidi } from "../host/midi";
 import { ORT_VERSION } from "../host/onnxruntime";
 import { readState, writeState } from "../host/saved_state";
+import type { Stream } from "../host/stream";
 import { PLAYER } from "../host/tracks";
 import type {
   FromWorker,
@@ -39,9 +40,15 @@ const STEPS_KEPT = 1024;
 type Message<N extends keyof Requests> = Extract<ToWorker, { kind: N }>;
 type Post = (message: FromWorker) => void;
 
+/** A moment to come back to. frame: of the present, later than its last token where a rest goes on. */
+interface Mark {
+  readonly moment: Moment;
+  readonly frame: number;
+}
+
 export class Desk {
   private memory: Memory | null = null;
-  private marks: Moment[] = [];
+  private marks: Mark[] = [];
   private answer: { take: number; earliest: number; opening: number | null; anew: boolean } | null = null;
   private until = 0;
   private statusAt = 0;
@@ -134,7 +141,7 @@ export class Desk {
     this.progress("Loading the model and trying it", 1, 3);
     const { stream, reason } = await openStream(bundle, graph, memo);
     this.progress("Beginning", 2, 3);
-    const memory = new Memory(bundle, stream);
+    const memory = begun(bundle, stream);
     this.memory?.stream.free();
     [this.memory, this.marks, this.answer] = [memory, [], null];
     this.progress("Ready", 3, 3);
@@ -176,7 +183,7 @@ export class Desk {
 
   private mark(): Requests["mark"]["result"] {
     const memory = this.present;
-    this.marks.push(memory.moment());
+    this.marks.push({ moment: memory.moment(), frame: memory.frame });
     const most = Math.max(4, Math.floor(MARKS_BYTES / memory.stream.stateBytes));
     this.marks.splice(0, this.marks.length - most);
     return { marks: this.marks.length };
@@ -186,7 +193,8 @@ export class Desk {
     const memory = this.stopped;
     const mark = this.marks.at(-1);
     if (!mark) throw new HostError("input", "There is nothing to take back.");
-    memory.restore(mark);
+    memory.restore(mark.moment);
+    memory.advance(mark.frame);
     if (!keep) this.marks.pop();
     return { frame: memory.frame, marks: this.marks.length };
   }
@@ -239,6 +247,16 @@ export class Desk {
       stepMs: this.stepMs.spread(),
       marks: this.marks.length,
     };
+  }
+}
+
+/** A memory on a stream, which is let go where that fails. */
+function begun(bundle: Bundle, stream: Stream): Memory {
+  try {
+    return new Memory(bundle, stream);
+  } catch (error) {
+    stream.free();
+    throw error;
   }
 }
 
