@@ -280,12 +280,16 @@ def test_it_works_offline_once_loaded(web_browser: Browser, web_build: Path) -> 
         assert [text for text in page.said if "ERR_CONNECTION" not in text] == []
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 780)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 780), (345, 780)])
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_overflows(web_page: Page, width: int, height: int, dark: bool) -> None:
     phase(web_page, "listening")
     web_page.emulate(width, height, dark)
     web_page.ask("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert web_page.ask("document.documentElement.scrollWidth") <= width
+    lines = (
+        "(r => { r.selectNodeContents(document.querySelector('#vary')); return r.getClientRects().length })"
+    )
+    assert web_page.ask(f"{lines}(document.createRange())") == 1  # no word is broken
     paper = web_page.ask("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(paper[:3]) < 3 * 80) == dark
