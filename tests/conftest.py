@@ -119,3 +119,12 @@ def web_page(web_url: str, web_browser: chromium.Browser) -> Iterator[chromium.P
         page.open(web_url)
         yield page
         assert page.said == []
+
+
+@pytest.fixture
+def ready(web_page: chromium.Page) -> chromium.Page:
+    """The page, its bundle open and its sound on."""
+    from tests.web_session import wake
+
+    wake(web_page)
+    return web_page

@@ -9,17 +9,10 @@ import pytest
 
 from dsmr_export.runtime.midi import read_midi
 from tests.chromium import Page
-from tests.test_web_use import said
 from tests.web_host import run
-from tests.web_session import MODEL, SESSION, do, hear, phase, view, wake
+from tests.web_session import MODEL, SESSION, dismiss, do, hear, phase, said, view
 
 pytestmark = pytest.mark.slow  # half a minute
-
-
-@pytest.fixture
-def ready(web_page: Page) -> Page:
-    wake(web_page)
-    return web_page
 
 
 @pytest.mark.parametrize("tick_s", [0.025, 0.037, 0.07])
@@ -112,7 +105,7 @@ def test_the_notes_outlive_the_worker(ready: Page, tmp_path: Path) -> None:
     assert before
     run(ready, f"{SESSION}.client.worker.onerror(new ErrorEvent('error', {{ message: 'out of memory' }}))")
     assert said(ready) == "The model's worker has ended (out of memory): open the bundle again."
-    ready.click("[role=alert] .dismiss")
+    dismiss(ready)
     assert view(ready, "phase") == "empty" and view(ready, "notes") == before
     assert ready.ask("document.querySelector('#save-midi').disabled") is False
     (tmp_path / "kept.mid").write_bytes(base64.b64decode(run(ready, f"return packed({SESSION}.midi())")))

@@ -13,7 +13,7 @@ from dsmr_export.runtime.midi import read_midi
 from dsmr_export.runtime.performance import Note
 from tests.chromium import Page
 from tests.web_host import run
-from tests.web_session import MODEL, SESSION, do, hear, phase, prompt, wake
+from tests.web_session import MODEL, SESSION, do, hear, phase, prompt
 
 STOP_S = 0.05
 """The issue's own bound."""
@@ -30,12 +30,6 @@ def generated(page: Page) -> list[Note]:
         ".map(note => [note.start, note.end ?? -1, note.pitch, note.velocity]) })()"
     )
     return sorted({(note[0], note[2]): Note(*note) for note in found}.values())
-
-
-@pytest.fixture
-def ready(web_page: Page) -> Page:
-    wake(web_page)
-    return web_page
 
 
 def test_the_default_bundle_opens_and_its_golden_vectors_pass(web_page: Page) -> None:

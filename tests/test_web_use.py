@@ -15,24 +15,10 @@ from dsmr_export.runtime.bundle import default_path
 from dsmr_export.web import site
 from tests.chromium import Browser, Page
 from tests.web_host import damage, rewritten, run, zipped
-from tests.web_session import MODEL, SESSION, do, hear, phase, prompt, view, wake
+from tests.web_session import MODEL, SESSION, dismiss, do, hear, phase, prompt, said, view, wake
 from tests.web_stand_in import serving
 
 pytestmark = pytest.mark.slow  # two minutes
-
-ALERT = "[...document.querySelectorAll('[role=alert] p')].map(one => one.textContent)"
-
-
-def said(page: Page) -> str:
-    """The sentence of the one notice, once it is there; it is then dismissed."""
-    page.wait(f"{ALERT}.length > 0")
-    (text,) = page.ask(ALERT)
-    return str(text)
-
-
-def dismiss(page: Page) -> None:
-    page.click("[role=alert] .dismiss")
-    assert page.ask(f"{ALERT}.length") == 0
 
 
 def memory(page: Page) -> list[Any]:
@@ -40,12 +26,6 @@ def memory(page: Page) -> list[Any]:
     return list(
         page.ask(f"(v => [v.position, v.notes.length, v.opened.identity, v.phase])({SESSION}.view())")
     )
-
-
-@pytest.fixture
-def ready(web_page: Page) -> Page:
-    wake(web_page)
-    return web_page
 
 
 @pytest.fixture

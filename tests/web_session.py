@@ -14,6 +14,7 @@ from tests.web_host import run
 
 SESSION = "globalThis.dsmr.session"
 MODEL = 1
+ALERT = "[...document.querySelectorAll('[role=alert] p')].map(one => one.textContent)"
 
 
 def phase(page: Page, *names: str, seconds: float = 60) -> None:
@@ -53,3 +54,15 @@ def wake(page: Page) -> None:
     phase(page, "listening")
     page.click("canvas")
     page.wait(f"{SESSION}.view().soundOn")
+
+
+def said(page: Page) -> str:
+    """The sentence of the one notice, once it is there."""
+    page.wait(f"{ALERT}.length > 0")
+    (text,) = page.ask(ALERT)
+    return str(text)
+
+
+def dismiss(page: Page) -> None:
+    page.click("[role=alert] .dismiss")
+    assert page.ask(f"{ALERT}.length") == 0

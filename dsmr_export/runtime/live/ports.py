@@ -36,8 +36,7 @@ _UNPROVEN_BYTES = 8000
 
 _PASSES_S = 0.1
 """What was sent to JACK has been heard after this long. It passes once in a period (21 ms are usual), and a
-port that goes in that same one takes it along, where a hearer is late: on two cores with three busy processes
-17 of 60 bursts were lost, and none when the port stayed for 30 ms more."""
+port that goes in that same one takes it along where a hearer is late, as one on a busy machine is."""
 
 _SERVER = "the JACK server"
 

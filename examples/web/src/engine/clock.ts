@@ -65,7 +65,7 @@ export class MusicClock {
 
   /** So many seconds in frames. */
   frames(seconds: number): number {
-    return Math.round((seconds * 1000) / this.stepMs);
+    return frameAt(seconds, this.stepMs);
   }
 
   get stands(): boolean {

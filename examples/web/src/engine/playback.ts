@@ -130,12 +130,11 @@ export class Playback {
   /** What is to be handed over next: an event of the plan, or the end of a note that would sound too long. */
   private get next(): KeyEvent | undefined {
     const planned: KeyEvent | undefined = this.queue[0];
-    for (const [pitch, { frame }] of this.last) {
-      const longest = frame + this.clock.frames(MAX_NOTE_S);
-      // Notes are in the order of their beginning: none of the others is too long sooner.
-      return planned && planned.frame <= longest ? planned : off(pitch, longest);
-    }
-    return planned;
+    const [oldest] = this.last; // notes are in the order of their beginning: no other is too long sooner
+    if (!oldest) return planned;
+    const [pitch, { frame }] = oldest;
+    const longest = frame + this.clock.frames(MAX_NOTE_S);
+    return planned && planned.frame <= longest ? planned : off(pitch, longest);
   }
 
   /** Nothing that was handed over before lies in the future where this one is late: only what is to come moves. */

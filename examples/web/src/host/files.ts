@@ -24,13 +24,16 @@ export function filesAt(url: string): Files {
 
 /** A zip file at an address. */
 export async function filesInZipAt(url: string): Promise<Files> {
-  const data = await get(url, url);
-  return filesInZip(new Blob([data]), nameOf(url.split("/").at(-1) ?? url));
+  return unpacked(await get(url, url), nameOf(url.split("/").at(-1) ?? url));
 }
 
 /** A zip file; the bundle may lie in a folder of it. Throws HostError "bundle" for what is no zip. */
 export async function filesInZip(data: Blob, name: string): Promise<Files> {
-  const packed = new Uint8Array(await data.arrayBuffer());
+  return unpacked(await data.arrayBuffer(), name);
+}
+
+async function unpacked(data: ArrayBuffer, name: string): Promise<Files> {
+  const packed = new Uint8Array(data);
   const entries = await new Promise<Record<string, Uint8Array>>((resolve, reject) => {
     unzip(packed, (error, found) => (error ? reject(error) : resolve(found)));
   }).catch((error: Error) => {

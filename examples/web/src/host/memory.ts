@@ -12,7 +12,7 @@ import type { Bundle } from "./bundle";
 import { Encoder } from "./events";
 import { Paced } from "./grammar";
 import { Pcg64 } from "./pcg64";
-import { type KeyEvent, Recorder } from "./performance";
+import { frameAt, type KeyEvent, Recorder } from "./performance";
 import { PlanMasks } from "./plan_masks";
 import { hear } from "./prompt";
 import { checkSampling, paceBias, type Sampling, sample } from "./sampling";
@@ -120,7 +120,7 @@ export class Memory {
 
   /** So many seconds in frames. */
   frames(seconds: number): number {
-    return Math.round((seconds * 1000) / this.bundle.table.stepMs);
+    return frameAt(seconds, this.bundle.table.stepMs);
   }
 
   /** From the next token on. pace: null = the bundle's. Throws HostError "input". */
